@@ -1,0 +1,1 @@
+"""Plain PyTorch references for the operators of llamba_kernels; they import nothing of it."""
