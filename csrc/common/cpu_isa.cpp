@@ -1,4 +1,4 @@
-#include "cpu_isa.h"
+#include "common/cpu_isa.h"
 
 #include <cstdlib>
 #include <cstring>

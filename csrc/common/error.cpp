@@ -1,5 +1,5 @@
 // Linked into both libraries: each keeps the last failure of its own functions.
-#include "error.h"
+#include "common/error.h"
 
 #include <cstdarg>
 #include <cstdio>

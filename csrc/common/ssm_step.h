@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-#include "host_device.h"
+#include "common/host_device.h"
 
 namespace llamba {
 namespace {

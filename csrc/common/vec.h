@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "bfloat16.h"
+#include "common/bfloat16.h"
 
 namespace llamba {
 namespace LLAMBA_ISA {

@@ -3,7 +3,7 @@
 
 #include <cinttypes>
 
-#include "error.h"
+#include "common/error.h"
 #include "llamba.h"
 
 namespace llamba {

@@ -3,9 +3,9 @@
 #include <limits>
 #include <vector>
 
-#include "cursor_check.h"
-#include "cursor_edit.h"
-#include "cursor_slots.h"
+#include "cursor/cursor_check.h"
+#include "cursor/cursor_edit.h"
+#include "cursor/cursor_slots.h"
 
 namespace llamba {
 namespace {

@@ -4,7 +4,7 @@
 #include <cinttypes>
 #include <vector>
 
-#include "error.h"
+#include "common/error.h"
 #include "llamba.h"
 
 namespace llamba {

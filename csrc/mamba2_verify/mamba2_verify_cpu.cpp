@@ -1,13 +1,13 @@
 // mamba2_verify on the CPU: checks, scratch, and the two parallel stages (conv, then scan) over the whole batch.
 #include <vector>
 
-#include "bfloat16.h"
-#include "cursor_check.h"
-#include "cursor_edit.h"
-#include "cursor_slots.h"
-#include "mamba2_verify_cpu.h"
-#include "parallel.h"
-#include "ssm_step.h"
+#include "common/bfloat16.h"
+#include "cursor/cursor_check.h"
+#include "cursor/cursor_edit.h"
+#include "cursor/cursor_slots.h"
+#include "mamba2_verify/mamba2_verify_cpu.h"
+#include "common/parallel.h"
+#include "common/ssm_step.h"
 
 namespace llamba {
 namespace {

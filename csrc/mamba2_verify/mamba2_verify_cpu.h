@@ -1,7 +1,7 @@
 // What the CPU entry point hands to the kernels of one instruction set.
 #pragma once
 
-#include "cpu_isa.h"
+#include "common/cpu_isa.h"
 #include "llamba.h"
 
 namespace llamba {

@@ -3,8 +3,8 @@
 // Bits: a token's results depend on its own sequence's tokens alone. Every state element takes the same operations in
 // the same order whatever the window, the live rows or the fold; lane l of vector v holds dstate index 16 v + l; the
 // dot product with C adds the vectors in order and then the lanes in one fixed tree.
-#include "mamba2_verify_cpu.h"
-#include "vec.h"
+#include "mamba2_verify/mamba2_verify_cpu.h"
+#include "common/vec.h"
 
 namespace llamba {
 namespace LLAMBA_ISA {
