@@ -121,15 +121,20 @@ LLAMBA_INLINE void store(bfloat16* p, vec16 a) {
   for (int i = 0; i < kLanes; ++i) from_float(lanes[i], p + i);
 }
 
+// How many of 16 lanes hold elements when `left` are left.
+LLAMBA_INLINE int lanes_left(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
+
 // The first n lanes, the rest zero; nothing beyond p + n is touched.
 template <typename T>
 LLAMBA_INLINE vec16 load_first(const T* p, int n) {
+  if (n == kLanes) return load(p);
   float lanes[kLanes] = {};
   for (int i = 0; i < n; ++i) lanes[i] = to_float(p[i]);
   return load(lanes);
 }
 template <typename T>
 LLAMBA_INLINE void store_first(T* p, vec16 a, int n) {
+  if (n == kLanes) return store(p, a);
   float lanes[kLanes];
   store(lanes, a);
   for (int i = 0; i < n; ++i) from_float(lanes[i], p + i);

@@ -32,6 +32,8 @@ LLAMBA_API int llamba_abi_version(void);
 LLAMBA_API const char* llamba_last_error(void);
 /* The status of this thread's last failure. */
 LLAMBA_API int llamba_last_status(void);
+/* What libllamba_cuda.so was compiled for, such as "80 86 90a". */
+LLAMBA_API const char* llamba_archs_cuda(void);
 
 /* ---- CPU library: threads and instruction set ---------------------------------------------------------------- */
 
@@ -133,6 +135,25 @@ typedef struct {
 } llamba_mamba2_verify_args;
 
 LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
+
+/* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* x, z, weight, out */
+  int64_t batch, ntokens, width;
+  int64_t group_size;     /* divides width; each group has its own norm */
+  float eps;              /* > 0 */
+  const void* x;          /* [batch, ntokens, width] */
+  int64_t x_stride_batch, x_stride_token;
+  const void* z;          /* [batch, ntokens, width] or NULL: no gate */
+  int64_t z_stride_batch, z_stride_token;
+  const void* weight;     /* [width] */
+  void* out;              /* [batch, ntokens, width], written; may be x or z */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_gated_rms_norm_args;
+
+LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
 
 #ifdef __cplusplus
 }

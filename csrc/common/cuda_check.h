@@ -1,0 +1,15 @@
+// Every CUDA call goes through CUDA_CHECK: on failure the enclosing function returns the recorded sentence's status.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "common/error.h"
+
+#define CUDA_CHECK(op, call)                                                                              \
+  do {                                                                                                    \
+    const cudaError_t error_ = (call);                                                                    \
+    if (error_ != cudaSuccess) {                                                                          \
+      return llamba::fail(LLAMBA_CUDA_ERROR, "%s: %s must succeed; got %s (%s)", op, #call,               \
+                          cudaGetErrorName(error_), cudaGetErrorString(error_));                          \
+    }                                                                                                     \
+  } while (0)

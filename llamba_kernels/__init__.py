@@ -1,0 +1,3 @@
+"""Kernels, speculative decoding and distillation for Mamba/attention hybrids."""
+
+__version__ = "0.1.0"
