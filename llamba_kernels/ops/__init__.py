@@ -1,5 +1,7 @@
 """The operators, one file each; each is also torch.ops.llamba.<name> with its outputs as arguments."""
 
+from .cursor import cursor_begin, cursor_commit, cursor_reset
 from .gated_rms_norm import gated_rms_norm
+from .mamba2_verify import mamba2_verify
 
-__all__ = ["gated_rms_norm"]
+__all__ = ["cursor_begin", "cursor_commit", "cursor_reset", "gated_rms_norm", "mamba2_verify"]
