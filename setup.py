@@ -19,9 +19,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_ext import build_ext
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml's license, or lack bdist_wheel
+    raise SystemExit(
+        f"llamba_kernels: setuptools must be 77 or newer (pip install -U setuptools); got {setuptools.__version__}"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools.command.build import build  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "llamba_kernels"
@@ -79,12 +85,14 @@ def find_nvcc():
         stop(f"LLAMBA_CUDA must be 0, 1 or auto; got {wish}")
     if wish == "0":
         return None
-    candidates = [os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc"]
-    if "CUDA_HOME" in os.environ:
-        candidates.insert(1, os.path.join(os.environ["CUDA_HOME"], "bin", "nvcc"))
-    nvcc = next((path for path in map(shutil.which, filter(None, candidates)) if path), None)
+    if "CUDACXX" in os.environ:
+        candidates = [os.environ["CUDACXX"]]
+    else:
+        homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+        candidates = ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    nvcc = next(filter(None, map(shutil.which, candidates)), None)
     if nvcc is None and wish == "1":
-        stop("nvcc must be on PATH or named by CUDACXX or CUDA_HOME when LLAMBA_CUDA=1; got none")
+        stop(f"nvcc must be on PATH or named by CUDACXX or CUDA_HOME when LLAMBA_CUDA=1; got no {candidates[0]}")
     return nvcc
 
 
@@ -131,7 +139,7 @@ def quote(path):
 
 
 def ninja_file(torch, cxx, nvcc, archs):
-    """The whole compile graph. Libraries go to build/lib."""
+    """The whole compile graph. Libraries go to build/native."""
     ninja = NinjaFile()
     ninja.rule("cxx", f"{cxx} -MD -MF $out.d {CXX_FLAGS} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
     ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs $flags")
@@ -147,13 +155,13 @@ def ninja_file(torch, cxx, nvcc, archs):
     for source in kernels:
         for isa in ISA_FLAGS if x86 else ["generic"]:
             objects.append(compile_cxx(source, f"{machine} -DLLAMBA_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
-    cpu = ninja.build("link", "build/lib/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
+    cpu = ninja.build("link", "build/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
 
     torch_flags = f"{TORCH_FLAGS} -isystem {quote(torch / 'include')}"
     objects = [compile_cxx(source, torch_flags) for source in sources("csrc/ops.cpp", "csrc/*/*_op.cpp")]
     # --no-as-needed: libtorch.so itself must stay in NEEDED, through it the weak CUDA stream function is found.
-    libraries = f"-Lbuild/lib -lllamba_cpu -Wl,-rpath,'$$ORIGIN' -L{quote(torch / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu -ldl"
-    ninja.build("link", "build/lib/_C.so", objects, implicit=[cpu], flags=libraries)
+    libraries = f"-Lbuild/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' -L{quote(torch / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu -ldl"
+    ninja.build("link", "build/native/_C.so", objects, implicit=[cpu], flags=libraries)
 
     if nvcc:
         codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
@@ -163,8 +171,16 @@ def ninja_file(torch, cxx, nvcc, archs):
         objects = [ninja.build("nvcc", f"build/{source}.o", [source]) for source in sources("csrc/*/*_launch.cu")]
         archs_flag = f"-DLLAMBA_CUDA_ARCHS='\"{' '.join(archs)}\"'"
         objects += [compile_cxx(source, archs_flag) for source in sources("csrc/*/*_cuda.cpp")]
-        ninja.build("nvcc_link", "build/lib/libllamba_cuda.so", [*objects, "build/csrc/common/error.cpp.o"])
+        ninja.build("nvcc_link", "build/native/libllamba_cuda.so", [*objects, "build/csrc/common/error.cpp.o"])
     return "\n".join(ninja.lines) + "\n"
+
+
+class BuildFresh(build):
+    """setuptools never empties its staging folder: a deleted module or an old CUDA library would still be shipped."""
+
+    def run(self):
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildNative(build_ext):
@@ -174,8 +190,7 @@ class BuildNative(build_ext):
         return fullname.replace(".", "/") + ".so"  # no Python ABI tag: the libraries do not use Python
 
     def build_extensions(self):
-        self.remove_stale(Path(self.build_lib) / PACKAGE)
-        (ROOT / "build" / "lib").mkdir(parents=True, exist_ok=True)
+        (ROOT / "build" / "native").mkdir(parents=True, exist_ok=True)
         (ROOT / "build" / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([*find_ninja(), "-f", "build/build.ninja", *jobs], cwd=ROOT).returncode != 0:
@@ -185,18 +200,12 @@ class BuildNative(build_ext):
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / "build" / "lib" / target.name, target)
+            shutil.copy2(ROOT / "build" / "native" / target.name, target)
 
     def copy_extensions_to_source(self):
-        self.remove_stale(ROOT / PACKAGE)
+        for path in (ROOT / PACKAGE).glob("*.so"):  # of an earlier build, perhaps one with CUDA
+            path.unlink()
         super().copy_extensions_to_source()
-
-    def remove_stale(self, folder):
-        """A CPU-only build must not ship the CUDA library of an earlier one."""
-        wanted = {self.get_ext_filename(extension.name.split(".")[-1]) for extension in self.extensions}
-        for path in folder.glob("*.so"):
-            if path.name not in wanted:
-                path.unlink()
 
 
 class AnyPython(bdist_wheel):
@@ -213,7 +222,7 @@ if __name__ == "__main__":
     NVCC = find_nvcc()
     ARCHS = find_archs(NVCC) if NVCC else []
     libraries = ["libllamba_cpu", "_C"] + (["libllamba_cuda"] if NVCC else [])
-    setup(
-        ext_modules=[Extension(f"{PACKAGE}.{library}", []) for library in libraries],
-        cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
+    setuptools.setup(
+        ext_modules=[setuptools.Extension(f"{PACKAGE}.{library}", []) for library in libraries],
+        cmdclass={"build": BuildFresh, "build_ext": BuildNative, "bdist_wheel": AnyPython},
     )

@@ -8,7 +8,7 @@ import torch
 from llamba_kernels.cache import Session
 from llamba_kernels.testing import make_mamba2_layer
 from python_ref.mamba2_verify import mamba2_sequence_ref, mamba2_verify_ref
-from tests.helpers import assert_bitwise, assert_close_to_ref
+from helpers import assert_bitwise, assert_close_to_ref
 
 NAN = float("nan")
 BASE = dict(nheads=8, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, width=4, dtype=torch.float32, bias=True)
