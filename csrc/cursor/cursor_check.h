@@ -13,11 +13,11 @@ inline int check_cursor(const char* op, const llamba_cursor& cursor) {
   if (cursor.width < 2 || cursor.width > 4) {
     return fail(LLAMBA_VALUE_ERROR, "%s: width must be 2 to 4; got %d", op, cursor.width);
   }
-  if (cursor.capacity < cursor.width + 2) {
+  if (cursor.capacity < cursor.width + 1) {
     return fail(LLAMBA_VALUE_ERROR,
-                "%s: cursor must have at least width + 2 = %d physical rows per slot; got %d "
+                "%s: cursor must have at least width + 1 = %d physical rows per slot; got %d "
                 "(its last dimension is %d + width - 1 + rows)",
-                op, cursor.width + 2, cursor.capacity, LLAMBA_CURSOR_HEADER);
+                op, cursor.width + 1, cursor.capacity, LLAMBA_CURSOR_HEADER);
   }
   return LLAMBA_OK;
 }
