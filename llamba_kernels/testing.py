@@ -100,3 +100,25 @@ def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype
     x = torch.randn(*shape, in_features).to(dtype)
     weight = (torch.randn(out_features, in_features) / max(in_features, 1) ** 0.5).to(dtype)
     return x, weight, torch.randn(out_features).to(dtype) if bias else None
+
+
+def make_speculative_accept_inputs(batch, max_window, vocab, sampled=True, certain=False, dtype=torch.float32):
+    """Positional arguments of speculative_accept: drafts from a q near p, ragged windows, and traps beyond them.
+
+    certain: drafts without probabilities. What must not be read is NaN, or no token id.
+    """
+    logits = (2 * torch.randn(batch, max_window, vocab)).to(dtype)
+    ntokens = torch.randint(1, max_window + 1, (batch,), dtype=torch.int32)
+    draft_probs = torch.softmax(logits[:, :-1].float() + 0.5 * torch.randn(batch, max_window - 1, vocab), dim=-1)
+    drafts = torch.zeros(batch, max_window - 1, dtype=torch.int64)
+    if max_window > 1:
+        drafts = torch.multinomial(draft_probs.flatten(0, 1), 1).view(batch, max_window - 1)
+    uniforms = torch.rand(batch, max_window, dtype=torch.float64)
+    position = torch.arange(max_window - 1)
+    beyond = position >= ntokens[:, None] - 1
+    drafts[beyond] = -99
+    draft_probs[beyond] = float("nan")
+    uniforms[:, :-1][beyond] = float("nan")
+    logits[torch.arange(max_window) >= ntokens[:, None]] = float("nan")
+    has_probs = sampled and not certain
+    return logits, drafts, ntokens, draft_probs if has_probs else None, uniforms if sampled else None, 0.8

@@ -113,6 +113,8 @@ LLAMBA_INLINE vec16 fma(vec16 a, vec16 b, vec16 c) { LLAMBA_EACH_PART(n_fma(a.pa
 LLAMBA_INLINE vec16 mul(vec16 a, vec16 b) { LLAMBA_EACH_PART(a.part[i] * b.part[i]); }
 LLAMBA_INLINE vec16 add(vec16 a, vec16 b) { LLAMBA_EACH_PART(a.part[i] + b.part[i]); }
 LLAMBA_INLINE vec16 div(vec16 a, vec16 b) { LLAMBA_EACH_PART(a.part[i] / b.part[i]); }
+LLAMBA_INLINE vec16 max(vec16 a, vec16 b) { LLAMBA_EACH_PART(n_max(a.part[i], b.part[i])); }  // b where either is NaN
+LLAMBA_INLINE vec16 min(vec16 a, vec16 b) { LLAMBA_EACH_PART(n_min(a.part[i], b.part[i])); }  // b where either is NaN
 LLAMBA_INLINE void store(float* p, vec16 a) {
   for (int i = 0; i < kParts; ++i) n_store(p + i * kNativeLanes, a.part[i]);
 }

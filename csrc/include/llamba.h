@@ -172,6 +172,28 @@ typedef struct {
 
 LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
 
+/* ---- speculative_accept: how many tokens of a window stay, and the token that follows -------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* logits */
+  int64_t batch, max_window, vocab;
+  double temperature;         /* > 0 */
+  const void* logits;         /* [batch, max_window, vocab], row i for the token after input i; input 0 is pending */
+  int64_t logits_stride_batch, logits_stride_token;
+  const int64_t* drafts;      /* [batch, max_window - 1]: inputs 1, 2, ...; the first ntokens - 1 are read */
+  int64_t drafts_stride_batch;
+  const int32_t* ntokens;     /* [batch], 1 to max_window */
+  const float* draft_probs;   /* [batch, max_window - 1, vocab] or NULL: drafts were certain */
+  int64_t draft_probs_stride_batch, draft_probs_stride_token;
+  const double* uniforms;     /* [batch, max_window] in [0, 1), the last for the next token, or NULL: greedy */
+  int64_t uniforms_stride_batch;
+  int32_t* accepted;          /* [batch], written: inputs that stay, the pending one included */
+  int64_t* next_token;        /* [batch], written */
+} llamba_speculative_accept_args;
+
+LLAMBA_API int llamba_speculative_accept_cpu(const llamba_speculative_accept_args* args);
+
 #ifdef __cplusplus
 }
 #endif
