@@ -1,9 +1,9 @@
-"""The `llamba` command. Every command is a thin layer over a function of the package; heavy imports happen inside."""
+"""The `llamba` command: a thin layer over the package's functions. Heavy imports happen inside the commands."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -17,36 +17,112 @@ app = typer.Typer(
 )
 console = Console()
 
-Model = Annotated[str, typer.Argument(help="A model folder (ours or a Llama's) or a hub id.")]
+Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
 OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
 Data = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="Text files or folders; repeatable. Default: Python's own standard-library sources."),
+    Optional[list[Path]],  # noqa: UP045 -- typer reads Optional on every Python that we support
+    typer.Option(help="Text file or folder; repeatable. Default: Python's own standard-library sources."),
 ]
-Layers = Annotated[str, typer.Option(help="Layers to convert, such as 3,7,11, or a number: the least important so many.")]
 
 
 @app.callback()
-def main(
-    context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
-):
-    context.obj = {"verbose": verbose}
+def main(verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False):
+    if verbose:
+        run.verbose = True
 
 
 def run() -> None:
-    """Entry point: an error is one line that says what to do; --verbose adds the traceback."""
+    """Entry point: an error is one line that says what to do, and exit status 1; --verbose adds the traceback."""
     try:
-        app(standalone_mode=False)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if "--verbose" in sys.argv:
-            raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]llamba:[/red] {str(error).splitlines()[0]}", highlight=False)
-        raise SystemExit(1) from None
-    except typer.Abort:
+        app()
+    except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
-            error.show()
-            raise SystemExit(error.exit_code) from None
-        raise
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        if run.verbose:
+            raise
+        print(f"llamba: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+run.verbose = False
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    window: Annotated[int, typer.Option(help="Tokens per verify step; 1 is plain decoding.", min=1, max=64)] = 4,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    seed: int = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+):
+    """Continue a text, speculatively, streaming it as it is decided; statistics go to standard error."""
+    model, tokenizer = _load(model, dtype)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if chat:
+        messages = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    else:
+        ids = tokenizer(text)["input_ids"]
+
+    from .speculative import SpeculativeDecoder
+
+    decoder = SpeculativeDecoder(model, window=window, max_tokens=len(ids) + max_new_tokens)
+    emitted, shown = [], ""
+    for burst in decoder.stream(ids, max_new_tokens, temperature=temperature, seed=seed):
+        emitted += burst
+        text = tokenizer.decode(emitted, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # a character may need the bytes of several tokens
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(tokenizer.decode(emitted, skip_special_tokens=True)[len(shown) :])
+    stats = decoder.stats
+    print(
+        f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, {stats.acceptance_length:.2f} tokens per step, "
+        f"prompt {stats.prompt_tokens} tokens in {stats.seconds['prefill']:.2f} s]",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def bench(
+    model: Model,
+    windows: Annotated[str, typer.Option(help="Tokens per verify step, such as 1,2,4,8; 1 is plain decoding.")] = "1,2,4,6,8",
+    prompts: Annotated[int, typer.Option(help="Prompts from the held-out text.", min=1)] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=2)] = 100,
+    data: Data = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there too.")] = None,  # noqa: UP045
+):
+    """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
+    try:
+        sizes = [int(size) for size in windows.split(",")]
+    except ValueError:
+        raise ValueError(f"bench: windows must be numbers such as 1,2,4; got {windows}") from None
+    model, tokenizer = _load(model, dtype)
+
+    from .decode_bench import decode_bench, held_out_prompts
+
+    rows = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens)
+    table = Table("window", "tok/s median", "tok/s min", "tok/s max", "tokens per step", "same tokens as window 1")
+    for row in rows:
+        same = "yes" if row["identical"] else "NO"
+        speeds = (f"{row[key]:.1f}" for key in ("tokens_per_second", "slowest", "fastest"))
+        table.add_row(str(row["window"]), *speeds, f"{row['acceptance_length']:.2f}", same)
+    console.print(table)
+    if json_file:
+        from .env import describe
+
+        json_file.write_text(json.dumps({"environment": describe(), "rows": rows}, indent=1) + "\n")
+
+
+def _load(model: str, dtype: str):
+    import torch
+
+    from .models import load_model, load_tokenizer
+
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
+    return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
