@@ -93,3 +93,10 @@ def make_gated_rms_norm_inputs(shape, width, group_size=None, gate=True, dtype=t
     z = torch.randn(*shape, width).to(dtype) if gate else None
     weight = (1 + 0.1 * torch.randn(width)).to(dtype)
     return x, z, weight, 1e-5, group_size or width
+
+
+def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype=torch.float32):
+    """Positional arguments of skinny_linear; x is (*shape, in_features)."""
+    x = torch.randn(*shape, in_features).to(dtype)
+    weight = (torch.randn(out_features, in_features) / max(in_features, 1) ** 0.5).to(dtype)
+    return x, weight, torch.randn(out_features).to(dtype) if bias else None

@@ -83,7 +83,8 @@ void check_same_shape(const char* op, const char* name, const Tensor& tensor, co
 
 void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t least, int64_t most) {
   if (tensor.dim() >= least && tensor.dim() <= most) return;
-  refuse(LLAMBA_VALUE_ERROR, op, name, "have ", least, " to ", most, " dimensions; got shape ",
+  const std::string most_text = least == most ? "" : " to " + std::to_string(most);
+  refuse(LLAMBA_VALUE_ERROR, op, name, "have ", least, most_text, " dimensions; got shape ",
          tuple_text(tensor.sizes()));
 }
 

@@ -34,6 +34,12 @@ LLAMBA_INLINE native n_pow2(native integral) {
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(integral), _mm512_set1_epi32(127)), 23));
 }
+// A bfloat16 in the low or high half of each 32 bits, widened.
+LLAMBA_INLINE native_int n_load_int(const void* p) { return _mm512_loadu_si512(p); }
+LLAMBA_INLINE native n_low_half(native_int a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+LLAMBA_INLINE native n_high_half(native_int a) {
+  return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 #elif defined(__AVX2__)
 using native = __m256;
 using native_int = __m256i;
@@ -48,6 +54,11 @@ LLAMBA_INLINE native n_round(native a) { return _mm256_round_ps(a, _MM_FROUND_TO
 LLAMBA_INLINE native n_pow2(native integral) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(integral), _mm256_set1_epi32(127)), 23));
+}
+LLAMBA_INLINE native_int n_load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LLAMBA_INLINE native n_low_half(native_int a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
+LLAMBA_INLINE native n_high_half(native_int a) {
+  return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 #else
 typedef float native __attribute__((vector_size(16)));
@@ -67,12 +78,21 @@ LLAMBA_INLINE native n_round(native a) {  // |a| < 2^22: adding and taking away 
   const native magic = n_set(12582912.0f);
   return (a + magic) - magic;
 }
-LLAMBA_INLINE native n_pow2(native integral) {
-  const native_int bits = (__builtin_convertvector(integral, native_int) + 127) << 23;
+LLAMBA_INLINE native n_bits(native_int bits) {
   native a;
   std::memcpy(&a, &bits, sizeof(a));
   return a;
 }
+LLAMBA_INLINE native n_pow2(native integral) {
+  return n_bits((__builtin_convertvector(integral, native_int) + 127) << 23);
+}
+LLAMBA_INLINE native_int n_load_int(const void* p) {
+  native_int a;
+  std::memcpy(&a, p, sizeof(a));
+  return a;
+}
+LLAMBA_INLINE native n_low_half(native_int a) { return n_bits(a << 16); }
+LLAMBA_INLINE native n_high_half(native_int a) { return n_bits(a & static_cast<int32_t>(0xffff0000u)); }
 #endif
 
 constexpr int kLanes = 16;
@@ -113,6 +133,18 @@ LLAMBA_INLINE vec16 load(const bfloat16* p) {
   for (int i = 0; i < kLanes; ++i) lanes[i] = to_float(p[i]);
   return load(lanes);
 #endif
+}
+
+// Elements 0, 2, ... 30 and 1, 3, ... 31 of 32: in each 32 bits the lower half is the even one.
+LLAMBA_INLINE vec16 load_even(const bfloat16* p) {
+  vec16 y;
+  for (int i = 0; i < kParts; ++i) y.part[i] = n_low_half(n_load_int(p + 2 * i * kNativeLanes));
+  return y;
+}
+LLAMBA_INLINE vec16 load_odd(const bfloat16* p) {
+  vec16 y;
+  for (int i = 0; i < kParts; ++i) y.part[i] = n_high_half(n_load_int(p + 2 * i * kNativeLanes));
+  return y;
 }
 
 LLAMBA_INLINE void store(bfloat16* p, vec16 a) {

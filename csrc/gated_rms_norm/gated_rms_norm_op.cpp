@@ -1,3 +1,5 @@
+// Host function of gated_rms_norm: checks every tensor, fills the struct, runs it.
+#include "common/check.h"
 #include "common/run.h"
 #include "ops.h"
 
@@ -9,8 +11,7 @@ void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tenso
   const llamba_dtype dtype = CHECK_FLOATING(x);
   const Rows x_rows = CHECK_ROWS(x);
   const auto [batch, ntokens, width, x_stride_batch, x_stride_token] = x_rows;
-  llamba_gated_rms_norm_args args = {};
-  args.size = sizeof(args);
+  llamba_gated_rms_norm_args args{sizeof(args)};
   args.dtype = dtype;
   args.batch = batch;
   args.ntokens = ntokens;

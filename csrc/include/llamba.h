@@ -155,6 +155,23 @@ typedef struct {
 
 LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
 
+/* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* x, weight, bias, out */
+  int64_t batch, ntokens, in_features, out_features;
+  const void* x;          /* [batch, ntokens, in_features] */
+  int64_t x_stride_batch, x_stride_token;
+  const void* weight;     /* [out_features, in_features] */
+  int64_t weight_stride_row;
+  const void* bias;       /* [out_features] or NULL: zero */
+  void* out;              /* [batch, ntokens, out_features], written; overlaps nothing else */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_skinny_linear_args;
+
+LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
+
 #ifdef __cplusplus
 }
 #endif
