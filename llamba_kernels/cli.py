@@ -19,6 +19,7 @@ console = Console()
 
 Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
 OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
+Teacher = Annotated[str, typer.Option(help="The teacher's folder or hub id.")]
 Data = Annotated[
     Optional[list[Path]],  # noqa: UP045 -- typer reads Optional on every Python that we support
     typer.Option(help="Text file or folder; repeatable. Default: Python's own standard-library sources."),
@@ -111,6 +112,58 @@ def convert(
 
 
 @app.command()
+def align(
+    student: Model,
+    out_dir: OutDir,
+    teacher: Teacher,
+    data: Data = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=1)] = 131_072,
+    seed: int = 0,
+):
+    """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
+    from .distill import align
+
+    console.print(align(student, teacher, out_dir, data, tokens, seed=seed))
+
+
+@app.command()
+def distill(
+    student: Model,
+    out_dir: OutDir,
+    teacher: Teacher,
+    data: Data = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=1)] = 65_536,
+    seed: int = 0,
+):
+    """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
+    from .distill import distill
+
+    console.print(distill(student, teacher, out_dir, data, tokens, seed=seed))
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    teacher: Annotated[Optional[str], typer.Option(help="Score it too, and with the converted layers deleted.")] = None,  # noqa: UP045
+    data: Data = None,
+):
+    """Perplexity and bits per byte on held-out text; with --teacher, beside the teacher and the deleted-layer control."""
+    from .distill import evaluate
+    from .models import LlambaConfig
+    from .report import ModelRow, results_table
+
+    rows = []
+    if teacher is not None:
+        deleted = LlambaConfig.from_pretrained(model).mamba_layers
+        for name, layers in (("teacher", ()), ("teacher, those layers deleted", deleted)):
+            scores = evaluate(teacher, data, layers)
+            rows.append(ModelRow(name, scores.perplexity, scores.bits_per_byte))
+    scores = evaluate(model, data)
+    rows.append(ModelRow(model, scores.perplexity, scores.bits_per_byte))
+    console.print(results_table(rows))
+
+
+@app.command()
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
@@ -176,6 +229,17 @@ def bench(
         from .env import describe
 
         json_file.write_text(json.dumps({"environment": describe(), "rows": rows}, indent=1) + "\n")
+
+
+@app.command()
+def env():
+    """What is built, which kernels run on this machine, and versions."""
+    from .env import describe
+
+    table = Table(show_header=False)
+    for name, value in describe().items():
+        table.add_row(name, str(value))
+    console.print(table)
 
 
 def _load(model: str, dtype: str):

@@ -19,24 +19,25 @@ class ModelRow:
     identical: bool | None = None
 
 
-def results_table(rows: list[ModelRow], window: int) -> Table:
-    """Held-out quality of every stage and, where decoded, its speed; the first row is the teacher."""
-    table = Table(title="Held-out text and decoding", title_justify="left")
+def results_table(rows: list[ModelRow], window: int | None = None) -> Table:
+    """Held-out quality, the first row being what the others are compared with, and with a window decoding speed."""
+    table = Table()
     table.add_column("model")
-    for heading in ("perplexity", "x teacher", "bits/byte", "plain tok/s", f"speculative tok/s\nwindow {window}",
-                    "tokens\nper step", "same tokens"):
+    headings = ["perplexity", f"x {rows[0].name}", "bits/byte"]
+    if window is not None:
+        headings += ["plain\ntok/s", f"window {window}\ntok/s", "tokens\nper step", "same\ntokens"]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.perplexity:.3f}",
-            f"{row.perplexity / rows[0].perplexity:.3f}",
-            f"{row.bits_per_byte:.4f}",
-            _number(row.plain_tokens_per_second, ".1f"),
-            _number(row.speculative_tokens_per_second, ".1f"),
-            _number(row.acceptance_length, ".2f"),
-            "" if row.identical is None else "yes" if row.identical else "NO",
-        )
+        cells = [f"{row.perplexity:.3f}", f"{row.perplexity / rows[0].perplexity:.3f}", f"{row.bits_per_byte:.4f}"]
+        if window is not None:
+            cells += [
+                _number(row.plain_tokens_per_second, ".1f"),
+                _number(row.speculative_tokens_per_second, ".1f"),
+                _number(row.acceptance_length, ".2f"),
+                "" if row.identical is None else "yes" if row.identical else "NO",
+            ]
+        table.add_row(row.name, *cells)
     return table
 
 
