@@ -20,6 +20,8 @@ console = Console()
 Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
 OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
 Teacher = Annotated[str, typer.Option(help="The teacher's folder or hub id.")]
+Tokens = Annotated[Optional[int], typer.Option(help="Tokens to train on.", show_default="the recipe's")]  # noqa: UP045
+LearningRate = Annotated[Optional[float], typer.Option(help="Peak learning rate.", show_default="the recipe's")]  # noqa: UP045
 Data = Annotated[
     Optional[list[Path]],  # noqa: UP045 -- typer reads Optional on every Python that we support
     typer.Option(help="Text file or folder; repeatable. Default: Python's own standard-library sources."),
@@ -117,13 +119,17 @@ def align(
     out_dir: OutDir,
     teacher: Teacher,
     data: Data = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=1)] = 131_072,
+    tokens: Tokens = None,
+    lr: LearningRate = None,
+    window: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
+    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
     seed: int = 0,
 ):
     """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
-    from .distill import align
+    from .distill.align import RECIPE, align
 
-    console.print(align(student, teacher, out_dir, data, tokens, seed=seed))
+    result = align(student, teacher, out_dir, data, _recipe(RECIPE, tokens, lr, window, batch, seed))
+    console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
 @app.command()
@@ -132,13 +138,17 @@ def distill(
     out_dir: OutDir,
     teacher: Teacher,
     data: Data = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=1)] = 65_536,
+    tokens: Tokens = None,
+    lr: LearningRate = None,
+    window: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
+    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
     seed: int = 0,
 ):
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
-    from .distill import distill
+    from .distill.distill import RECIPE, distill
 
-    console.print(distill(student, teacher, out_dir, data, tokens, seed=seed))
+    result = distill(student, teacher, out_dir, data, _recipe(RECIPE, tokens, lr, window, batch, seed))
+    console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
 @app.command("eval")
@@ -250,6 +260,14 @@ def _load(model: str, dtype: str):
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
     return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
+
+
+def _recipe(recipe, tokens: int | None, lr: float | None, window: int, batch: int, seed: int):
+    """The stage's own recipe with what was given on the command line; seeds count from the recipe's."""
+    from dataclasses import replace
+
+    tokens, lr = recipe.tokens if tokens is None else tokens, recipe.lr if lr is None else lr
+    return replace(recipe, tokens=tokens, lr=lr, window=window, batch=batch, seed=recipe.seed + seed)
 
 
 def _numbers(command: str, argument: str, text: str) -> list[int]:

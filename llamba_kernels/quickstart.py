@@ -7,13 +7,17 @@ stopped; align and distill also keep checkpoints within.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from .decode_bench import decode_bench, held_out_prompts
-from .distill import align, convert, distill, evaluate, fetch_teacher, rank_layers
+from .distill import convert, evaluate, fetch_teacher, rank_layers
+from .distill.align import RECIPE as ALIGN
+from .distill.align import align
+from .distill.distill import RECIPE as DISTILL
+from .distill.distill import distill
 from .env import describe
 from .models import load_model, load_tokenizer
 from .report import ModelRow, results_plot, results_table
@@ -51,8 +55,11 @@ def quickstart(
     chosen = sorted(ranking["order"][:layers])
     run.console.print(f"converting layers {', '.join(map(str, chosen))} of {len(ranking['order'])}")
     run.folder("convert", folder["converted"], lambda: convert(folder["teacher"], folder["converted"], chosen, data, seed=seed))
-    run.folder("align", folder["aligned"], lambda: align(folder["converted"], folder["teacher"], folder["aligned"], data, seed=seed))
-    run.folder("distill", folder["hybrid"], lambda: distill(folder["aligned"], folder["teacher"], folder["hybrid"], data, seed=seed))
+    trainings = (("align", align, ALIGN, "converted", "aligned"), ("distill", distill, DISTILL, "aligned", "hybrid"))
+    for name, train, recipe, source, target in trainings:
+        recipe = replace(recipe, seed=recipe.seed + seed)
+        run.folder(name, folder[target], lambda train=train, recipe=recipe, source=source, target=target: train(
+            folder[source], folder["teacher"], folder[target], data, recipe))
 
     rows = []
     stages = (("teacher", "teacher"), ("deleted", "teacher"), ("converted", "converted"), ("aligned", "aligned"), ("distilled", "hybrid"))
