@@ -7,7 +7,7 @@ stopped; align and distill also keep checkpoints within.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -50,27 +50,27 @@ def quickstart(
     run.check_settings(settings)
     folder = {name: run.dir / name for name in ("teacher", "converted", "aligned", "hybrid")}
 
-    run.folder("teacher", folder["teacher"], lambda: fetch_teacher(teacher, folder["teacher"]))
-    ranking = run.value("rank layers", lambda: asdict(rank_layers(folder["teacher"], data, seed=seed)))
+    run.folder("teacher", folder["teacher"], fetch_teacher, teacher, folder["teacher"])
+    ranking = run.value("rank layers", rank_layers, folder["teacher"], data, seed=seed)
     chosen = sorted(ranking["order"][:layers])
     run.console.print(f"converting layers {', '.join(map(str, chosen))} of {len(ranking['order'])}")
-    run.folder("convert", folder["converted"], lambda: convert(folder["teacher"], folder["converted"], chosen, data, seed=seed))
-    trainings = (("align", align, ALIGN, "converted", "aligned"), ("distill", distill, DISTILL, "aligned", "hybrid"))
-    for name, train, recipe, source, target in trainings:
-        recipe = replace(recipe, seed=recipe.seed + seed)
-        run.folder(name, folder[target], lambda train=train, recipe=recipe, source=source, target=target: train(
-            folder[source], folder["teacher"], folder[target], data, recipe))
+    run.folder("convert", folder["converted"], convert, folder["teacher"], folder["converted"], chosen, data, seed=seed)
+    for name, train, recipe, source, target in (
+        ("align", align, ALIGN, folder["converted"], folder["aligned"]),
+        ("distill", distill, DISTILL, folder["aligned"], folder["hybrid"]),
+    ):
+        run.folder(name, target, train, source, folder["teacher"], target, data, replace(recipe, seed=recipe.seed + seed))
 
     rows = []
-    stages = (("teacher", "teacher"), ("deleted", "teacher"), ("converted", "converted"), ("aligned", "aligned"), ("distilled", "hybrid"))
-    for name, source in stages:
+    for name, source in (("teacher", "teacher"), ("deleted", "teacher"), ("converted", "converted"),
+                         ("aligned", "aligned"), ("distilled", "hybrid")):
         deleted = chosen if name == "deleted" else ()
-        scores = run.value(f"evaluate {name}", lambda source=source, deleted=deleted: asdict(evaluate(folder[source], data, deleted)))
+        scores = run.value(f"evaluate {name}", evaluate, folder[source], data, deleted)
         rows.append(ModelRow(name, scores["perplexity"], scores["bits_per_byte"]))
 
     shares = {}
     for row, source in ((rows[0], "teacher"), (rows[-1], "hybrid")):
-        decoded = run.value(f"decode with {row.name}", lambda source=source: _decode(folder[source], data, window))
+        decoded = run.value(f"decode with {row.name}", _decode, folder[source], data, window)
         plain, speculative = decoded["rows"]
         row.plain_tokens_per_second = plain["tokens_per_second"]
         row.speculative_tokens_per_second = speculative["tokens_per_second"]
@@ -130,22 +130,23 @@ class _Run:
         self.state["settings"] = settings
         self._save()
 
-    def folder(self, stage: str, folder: Path, work: Callable[[], object]) -> None:
+    def folder(self, stage: str, folder: Path, work: Callable, *args, **options) -> None:
         """Run a stage unless the folder that it writes as its last act is there."""
         if not folder.exists():
-            self._timed(stage, work)
+            self._timed(stage, work, *args, **options)
 
-    def value(self, stage: str, work: Callable[[], dict]) -> dict:
-        """The result of a stage, remembered from an earlier run if there was one."""
+    def value(self, stage: str, work: Callable, *args, **options) -> dict:
+        """The result of a stage as a dict, remembered from an earlier run if there was one."""
         if stage not in self.state["values"]:
-            self.state["values"][stage] = self._timed(stage, work)
+            result = self._timed(stage, work, *args, **options)
+            self.state["values"][stage] = asdict(result) if is_dataclass(result) else result
             self._save()
         return self.state["values"][stage]
 
-    def _timed(self, stage: str, work: Callable):
+    def _timed(self, stage: str, work: Callable, *args, **options):
         self.console.rule(f"[bold]{stage}", align="left")
         start = time.perf_counter()
-        result = work()
+        result = work(*args, **options)
         self.state["seconds"][stage] = round(time.perf_counter() - start, 1)
         self._save()
         return result
