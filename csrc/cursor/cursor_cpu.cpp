@@ -120,7 +120,20 @@ int cursor_commit(const llamba_cursor_commit_args& args) {
 }  // namespace llamba
 
 extern "C" {
-int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args) { return llamba::cursor_reset(*args); }
-int llamba_cursor_begin_cpu(const llamba_cursor_begin_args* args) { return llamba::cursor_begin(*args); }
-int llamba_cursor_commit_cpu(const llamba_cursor_commit_args* args) { return llamba::cursor_commit(*args); }
+
+int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args) {
+  LLAMBA_CHECK_SIZE("cursor_reset", args);
+  return llamba::cursor_reset(*args);
 }
+
+int llamba_cursor_begin_cpu(const llamba_cursor_begin_args* args) {
+  LLAMBA_CHECK_SIZE("cursor_begin", args);
+  return llamba::cursor_begin(*args);
+}
+
+int llamba_cursor_commit_cpu(const llamba_cursor_commit_args* args) {
+  LLAMBA_CHECK_SIZE("cursor_commit", args);
+  return llamba::cursor_commit(*args);
+}
+
+}  // extern "C"

@@ -26,6 +26,7 @@ int launch_over_batch(const char* op, void (*kernel)(Args), size_t shared_bytes,
 extern "C" {
 
 int llamba_cursor_reset_cuda(const llamba_cursor_reset_args* args, void* stream) {
+  LLAMBA_CHECK_SIZE("cursor_reset", args);
   if (args->prompt) {
     const int status = llamba::check_session("cursor_reset", args->cursor, args->session);
     if (status != LLAMBA_OK) return status;
@@ -34,12 +35,14 @@ int llamba_cursor_reset_cuda(const llamba_cursor_reset_args* args, void* stream)
 }
 
 int llamba_cursor_begin_cuda(const llamba_cursor_begin_args* args, void* stream) {
+  LLAMBA_CHECK_SIZE("cursor_begin", args);
   const int status = llamba::check_session("cursor_begin", args->cursor, args->session);
   if (status != LLAMBA_OK) return status;
   return llamba::launch_over_batch("cursor_begin", llamba::cursor_begin_kernel, 0, *args, stream);
 }
 
 int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, void* stream) {
+  LLAMBA_CHECK_SIZE("cursor_commit", args);
   return llamba::launch_over_batch("cursor_commit", llamba::cursor_commit_kernel, sizeof(llamba::CursorStorage), *args,
                                    stream);
 }

@@ -167,6 +167,7 @@ int mamba2_verify(const llamba_mamba2_verify_args& args) {
 }  // namespace llamba
 
 extern "C" int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args) {
+  LLAMBA_CHECK_SIZE("mamba2_verify", args);
   const int status = llamba::check(*args);
   if (status != LLAMBA_OK) return status;
   return args->dtype == LLAMBA_FLOAT32 ? llamba::mamba2_verify<float>(*args)

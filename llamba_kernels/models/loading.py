@@ -15,8 +15,8 @@ from .model import LlambaForCausalLM
 
 def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> LlambaForCausalLM:
     """The model in a folder or under a hub id, in eval mode: one of ours, or a Llama (all layers attention)."""
-    source = _source("load_model", path_or_id)
-    with _quiet():
+    source = model_source("load_model", path_or_id)
+    with quiet():
         config = _config(source)
         try:
             # Differing sizes are let through here because transformers' own error names neither of the two.
@@ -31,14 +31,14 @@ def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> Ll
 
 def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer stored with a model."""
-    source = _source("load_tokenizer", path_or_id)
+    source = model_source("load_tokenizer", path_or_id)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(f"load_tokenizer: path_or_id must hold a tokenizer; got {source}: {_line(error)}") from error
 
 
-def _source(caller: str, path_or_id: str | Path) -> str:
+def model_source(caller: str, path_or_id: str | Path) -> str:
     """The folder or hub id, as transformers wants it; anything else would be looked up on the hub for nothing."""
     if Path(path_or_id).is_dir():
         return str(path_or_id)
@@ -76,7 +76,7 @@ def _check_weights(source: str, info: dict):
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Silence transformers' load report and progress bar: what matters of them is raised, the rest is noise."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

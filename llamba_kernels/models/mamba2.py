@@ -60,12 +60,12 @@ class Mamba2Mixer(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, config.hidden_size, bias=False)
 
     @staticmethod
-    def initial_dynamics(num_heads: int) -> dict[str, Tensor]:
+    def initial_dynamics(num_heads: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Mamba-2's usual random start: step sizes log-uniform in [0.001, 0.1], A uniform in [1, 16], D one."""
-        dt = torch.exp(torch.empty(num_heads).uniform_(math.log(1e-3), math.log(1e-1)))
+        dt = torch.exp(torch.empty(num_heads).uniform_(math.log(1e-3), math.log(1e-1), generator=generator))
         return {
             "dt_bias": inverse_softplus(dt),
-            "A_log": torch.empty(num_heads).uniform_(1, 16).log(),
+            "A_log": torch.empty(num_heads).uniform_(1, 16, generator=generator).log(),
             "D": torch.ones(num_heads),
         }
 

@@ -84,14 +84,16 @@ class LlambaDecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = LlambaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, context: "SequenceContext", handover=None) -> Tensor:
-        hidden = hidden + self.mix(self.input_layernorm(hidden), context, handover)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return self.feed_forward(hidden + self.mix(self.input_layernorm(hidden), context, handover))
 
     def mix(self, u: Tensor, context: "SequenceContext", handover=None) -> Tensor:
         """The token mixer alone: what distillation compares between attention and Mamba-2."""
         if self.is_mamba:
             return self.mamba(u, context.attention_mask, handover)
         return self.self_attn(u, context.rope, context.causal_mask, handover)
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class SequenceContext:

@@ -99,7 +99,7 @@ class SpeculativeDecoder:
             prompt: token ids, at least one.
             max_new_tokens: most tokens to emit; an end-of-sequence token ends earlier and is emitted.
             temperature: 0 is greedy; otherwise sampling from softmax(logits / temperature), seeded by `seed`.
-            eos_token_id: default the model's; -1 for none.
+            eos_token_id: default the model's; -1 for none (no token has that id).
         """
         prompt = torch.as_tensor(list(prompt), dtype=torch.int64)
         self._check(prompt, max_new_tokens, temperature)

@@ -1,0 +1,48 @@
+"""Train each mixer alone to produce, from the teacher's own inputs, what the attention layer produced there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..models import LlambaForCausalLM
+from .convert import mixer_inputs
+from .forward import fast_autocast
+from .stage import run_stage
+from .training import Objective, Recipe, Training
+
+RECIPE = Recipe(tokens=131_072, lr=8e-3)
+
+
+class Alignment(Objective):
+    """The mean over converted layers of |mixer(u) - attention(u)|^2 / |attention(u)|^2, u from the teacher.
+
+    Layers do not see each other: an error below is not passed on, so every mixer has a clean target from the first
+    step, and one teacher pass serves all of them.
+    """
+
+    def __init__(self, student: LlambaForCausalLM, teacher: LlambaForCausalLM):
+        layers = student.config.mamba_layers
+        super().__init__({str(i): student.model.layers[i].mamba for i in layers}, [student, teacher])
+        self.layers = layers
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        _, teacher = self._models
+        loss = 0.0
+        for layer, u, target in mixer_inputs(teacher, self.layers, input_ids):
+            with fast_autocast(u.device):
+                output = self.trained[str(layer)](u)
+            loss = loss + (output.float() - target.float()).square().sum() / target.float().square().sum()
+        return {"loss": loss / len(self.layers)}
+
+
+def align(
+    student_dir: str | Path,
+    teacher_dir: str | Path,
+    out_dir: str | Path,
+    data: str | Path | Sequence[str | Path] | None = None,
+    recipe: Recipe = RECIPE,
+    save_every: int = 100,
+) -> Training:
+    """Align the mixers of `student_dir` with the attention of `teacher_dir` and write the model to `out_dir`."""
+    return run_stage("align", Alignment, student_dir, teacher_dir, out_dir, data, recipe, save_every)

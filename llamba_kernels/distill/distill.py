@@ -1,0 +1,76 @@
+"""Train the hybrid as a whole to give the teacher's next-token distribution."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models import LlambaForCausalLM
+from .forward import embed, fast_autocast, run_layers
+from .losses import distillation_loss
+from .stage import run_stage
+from .training import Objective, Recipe, Training
+
+RECIPE = Recipe(tokens=65_536, lr=3e-4, seed=1)  # a seed of its own: not the windows that alignment saw first
+
+
+class Distillation(Objective):
+    """KL(teacher || student) per token, plus ce_weight * cross entropy; the mixers train."""
+
+    def __init__(self, student: LlambaForCausalLM, teacher: LlambaForCausalLM, ce_weight: float = 0.0):
+        mixers = {str(i): student.model.layers[i].mamba for i in student.config.mamba_layers}
+        super().__init__(mixers, [student, teacher])
+        self.ce_weight = ce_weight
+        self.shared = shared_layers(student, teacher)
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        student, teacher = self._models
+        with fast_autocast(input_ids.device):
+            with torch.no_grad():
+                # What is frozen and equal in both models, up to the first converted layer, runs once.
+                prefix, context = embed(teacher, input_ids)
+                prefix = run_layers(teacher, prefix, context, 0, self.shared)
+                target = teacher.model.norm(run_layers(teacher, prefix, context, self.shared))
+                if self.shared == 0:
+                    prefix, _ = embed(student, input_ids)
+            hidden = student.model.norm(run_layers(student, prefix, context, self.shared))
+            loss = distillation_loss(
+                hidden[:, :-1].flatten(0, 1),
+                student.lm_head.weight,
+                target[:, :-1].flatten(0, 1),
+                teacher.lm_head.weight,
+                input_ids[:, 1:].flatten(),
+                self.ce_weight,
+            )
+        return {"loss": loss}
+
+
+def shared_layers(student: LlambaForCausalLM, teacher: LlambaForCausalLM) -> int:
+    """How many leading layers, with the embedding, have the same weights in both models."""
+    if not _equal(student.model.embed_tokens, teacher.model.embed_tokens):
+        return 0
+    pairs = enumerate(zip(student.model.layers, teacher.model.layers, strict=True))
+    return next((i for i, (mine, theirs) in pairs if not _equal(mine, theirs)), 0)
+
+
+def _equal(mine: nn.Module, theirs: nn.Module) -> bool:
+    mine, theirs = mine.state_dict(), theirs.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def distill(
+    student_dir: str | Path,
+    teacher_dir: str | Path,
+    out_dir: str | Path,
+    data: str | Path | Sequence[str | Path] | None = None,
+    recipe: Recipe = RECIPE,
+    ce_weight: float = 0.0,
+    save_every: int = 100,
+) -> Training:
+    """Distil the model in `teacher_dir` into the hybrid in `student_dir` and write the result to `out_dir`."""
+    if ce_weight < 0:
+        raise ValueError(f"distill: ce_weight must not be negative; got {ce_weight}")
+    return run_stage(
+        "distill", Distillation, student_dir, teacher_dir, out_dir, data, recipe, save_every, ce_weight=ce_weight
+    )

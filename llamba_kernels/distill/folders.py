@@ -1,0 +1,34 @@
+"""Model folders that are either complete or absent."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextlib.contextmanager
+def new_folder(out_dir: str | Path) -> Iterator[Path]:
+    """A staging folder beside `out_dir` that takes its name when the block ends well and vanishes when it does not."""
+    out_dir = Path(out_dir)
+    staging = out_dir.with_name(out_dir.name + ".staging")
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        staging.rename(out_dir)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def check_absent(command: str, out_dir: str | Path):
+    if Path(out_dir).exists():
+        raise ValueError(f"{command}: out_dir must not exist yet, nothing is overwritten; got {out_dir}")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path):
+    """Write a plain Hugging Face folder: config, safetensors, generation config, tokenizer with its chat template."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

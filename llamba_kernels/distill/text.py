@@ -1,0 +1,95 @@
+"""Text for distillation: the running Python's own sources, or the user's files; a fixed held-out part; token windows."""
+
+import random
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SUFFIXES = (".py", ".txt", ".md", ".rst")
+CHUNK_BYTES = 64 * 1024
+HELD_OUT_EVERY = 33
+# Other packages are not part of Python, and many distributions leave the tests out.
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Chunks of text of about 64 kB; no chunk is in both lists."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def read_text(data: str | Path | Sequence[str | Path] | None = None) -> Text:
+    """The text of `data` (files, or folders searched for .py .txt .md .rst), by default of the standard library.
+
+    Files are joined in sorted order and cut into chunks; every 33rd chunk is held out. The split depends on the text
+    alone, so every stage and every later evaluation agrees on it.
+    """
+    files = text_files(data)
+    joined = b"\n".join(file.read_bytes() for file in files)
+    chunks = [joined[i : i + CHUNK_BYTES].decode("utf-8", errors="ignore") for i in range(0, len(joined), CHUNK_BYTES)]
+    held_out = chunks[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or chunks[-1:]  # a short text holds out its last chunk
+    if len(chunks) < 2:
+        raise ValueError(f"read_text: data must hold more than {CHUNK_BYTES} bytes of text; got {len(joined)} bytes")
+    train = [c for i, c in enumerate(chunks) if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
+    if len(chunks) < HELD_OUT_EVERY:
+        train = chunks[:-1]
+    return Text(train, held_out)
+
+
+def text_files(data: str | Path | Sequence[str | Path] | None = None) -> list[Path]:
+    """The files that `read_text` reads, in its order."""
+    if data is None:
+        data = [sysconfig.get_paths()["stdlib"]]
+        suffixes = (".py",)
+    else:
+        data = [data] if isinstance(data, (str, Path)) else list(data)
+        suffixes = SUFFIXES
+    files = []
+    for entry in map(Path, data):
+        if entry.is_file():
+            files.append(entry)
+        elif entry.is_dir():
+            files += _walk(entry, suffixes)
+        else:
+            raise ValueError(f"read_text: data must be files or folders that exist; got {entry}")
+    if not files:
+        raise ValueError(f"read_text: data must hold files ending in {' '.join(suffixes)}; got none in {data}")
+    return files
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    return sorted(p for p in found if not _SKIPPED_FOLDERS.intersection(p.relative_to(folder).parts))
+
+
+def token_windows(tokenizer, chunks: Sequence[str], window: int, count: int, seed: int | None = None) -> Tensor:
+    """`count` windows of `window` tokens, (count, window) int64; fewer where the text ends.
+
+    With a seed, windows come from chunks in a shuffled order and are shuffled themselves. Without one they are spread
+    evenly over all chunks: the same windows in the same order for every model that shares the tokenizer.
+    """
+    if window < 2 or count < 1:
+        raise ValueError(f"token_windows: window must be at least 2 and count at least 1; got {window} and {count}")
+    chunks = list(chunks)
+    shuffle = random.Random(seed)
+    if seed is not None:
+        shuffle.shuffle(chunks)
+    per_chunk = count if seed is not None else -(-count // len(chunks))
+    windows: list[list[int]] = []
+    for chunk in chunks:  # chunks are tokenised only as they are needed
+        ids = tokenizer(chunk, add_special_tokens=False)["input_ids"]
+        cut = [ids[i : i + window] for i in range(0, len(ids) - window + 1, window)]
+        windows += cut[: min(per_chunk, count - len(windows))]
+        if len(windows) == count:
+            break
+    if not windows:
+        raise ValueError(f"token_windows: chunks must hold at least one window of {window} tokens; got none")
+    if seed is not None:
+        shuffle.shuffle(windows)
+    return torch.tensor(windows)
