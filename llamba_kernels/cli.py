@@ -57,12 +57,16 @@ def quickstart(
     data: Data = None,
     teacher: Annotated[str, typer.Option(help="smollm2-135m, a Llama folder or a hub id.")] = "smollm2-135m",
     window: Annotated[int, typer.Option(help="Tokens per verify step.", min=2, max=64)] = 4,
+    align_tokens: Tokens = None,
+    distill_tokens: Tokens = None,
     seed: int = 0,
 ):
     """Teacher to hybrid to speculative decoding in one go; ends with a table and a plot."""
     from .quickstart import quickstart
 
-    quickstart(out, layers, data, teacher, window, seed, console)
+    given = {"align_tokens": align_tokens, "distill_tokens": distill_tokens}
+    given = {name: value for name, value in given.items() if value is not None}
+    quickstart(out, layers, data, teacher, window, seed, **given, console=console)
 
 
 @app.command()

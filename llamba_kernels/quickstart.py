@@ -35,6 +35,8 @@ def quickstart(
     teacher: str = "smollm2-135m",
     window: int = 4,
     seed: int = 0,
+    align_tokens: int = ALIGN.tokens,
+    distill_tokens: int = DISTILL.tokens,
     console: Console | None = None,
 ) -> list[ModelRow]:
     """Run everything, print the table, write results.json and quickstart.png to `out_dir`; returns the table's rows.
@@ -44,9 +46,11 @@ def quickstart(
         data: text files or folders; default Python's own standard-library sources.
         teacher: "smollm2-135m", a Llama folder or a hub id.
         window: tokens per verify step when decoding speculatively.
+        align_tokens, distill_tokens: how much the two training stages train on.
     """
     run = _Run(Path(out_dir), console or Console())
-    settings = {"layers": layers, "data": _as_text(data), "teacher": str(teacher), "seed": seed}
+    settings = {"layers": layers, "data": _as_text(data), "teacher": str(teacher), "seed": seed,
+                "align_tokens": align_tokens, "distill_tokens": distill_tokens}
     run.check_settings(settings)
     folder = {name: run.dir / name for name in ("teacher", "converted", "aligned", "hybrid")}
 
@@ -56,10 +60,11 @@ def quickstart(
     run.console.print(f"converting layers {', '.join(map(str, chosen))} of {len(ranking['order'])}")
     run.folder("convert", folder["converted"], convert, folder["teacher"], folder["converted"], chosen, data, seed=seed)
     for name, train, recipe, source, target in (
-        ("align", align, ALIGN, folder["converted"], folder["aligned"]),
-        ("distill", distill, DISTILL, folder["aligned"], folder["hybrid"]),
+        ("align", align, replace(ALIGN, tokens=align_tokens), folder["converted"], folder["aligned"]),
+        ("distill", distill, replace(DISTILL, tokens=distill_tokens), folder["aligned"], folder["hybrid"]),
     ):
-        run.folder(name, target, train, source, folder["teacher"], target, data, replace(recipe, seed=recipe.seed + seed))
+        recipe = replace(recipe, seed=recipe.seed + seed)
+        run.folder(name, target, train, source, folder["teacher"], target, data, recipe)
 
     rows = []
     for name, source in (("teacher", "teacher"), ("deleted", "teacher"), ("converted", "converted"),
