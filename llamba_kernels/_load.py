@@ -14,9 +14,8 @@ if not _FILE.exists():
 torch.ops.load_library(_FILE)
 
 native = ctypes.CDLL(str(_FILE))
-native.llamba_op_error.restype = ctypes.c_char_p
-native.llamba_cuda_problem.restype = ctypes.c_char_p
-native.llamba_isa_cpu.restype = ctypes.c_char_p
+for _name in ("llamba_op_error", "llamba_isa_cpu", "llamba_cuda_archs", "llamba_cuda_problem"):
+    getattr(native, _name).restype = ctypes.c_char_p
 
 _ERRORS = {1: ValueError, 2: TypeError}  # llamba_status in csrc/include/llamba.h
 

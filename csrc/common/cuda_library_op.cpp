@@ -66,5 +66,11 @@ void run_cuda(const char* op, const void* args, int32_t device) {
 
 }  // namespace llamba
 
-// Why CUDA operators cannot run, "" if they can; read by llamba_kernels/env.py.
-extern "C" LLAMBA_API const char* llamba_cuda_problem(void) { return llamba::cuda_library().problem.c_str(); }
+// Read by llamba_kernels/env.py: what the CUDA library was compiled for, and why it cannot be used; "" if it can.
+extern "C" {
+LLAMBA_API const char* llamba_cuda_archs(void) {
+  const llamba::CudaLibrary& library = llamba::cuda_library();
+  return library.handle == nullptr ? "" : library.find<const char*()>("llamba_archs_cuda")();
+}
+LLAMBA_API const char* llamba_cuda_problem(void) { return llamba::cuda_library().problem.c_str(); }
+}

@@ -149,10 +149,35 @@ LLAMBA_INLINE vec16 load_odd(const bfloat16* p) {
   return y;
 }
 
+// Rounds as from_float does.
 LLAMBA_INLINE void store(bfloat16* p, vec16 a) {
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_castps_si512(a.part[0]);
+  const __m512i upper = _mm512_srli_epi32(bits, 16);
+  const __m512i half = _mm512_add_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __m512i quiet_nan = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.part[0], a.part[0], _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_mov_epi32(rounded, is_nan, quiet_nan);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(result));
+#elif defined(__AVX2__)
+  __m256i result[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i bits = _mm256_castps_si256(a.part[i]);
+    const __m256i upper = _mm256_srli_epi32(bits, 16);
+    const __m256i half = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    const __m256i quiet_nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a.part[i], a.part[i], _CMP_UNORD_Q));
+    result[i] = _mm256_blendv_epi8(rounded, quiet_nan, is_nan);
+  }
+  const __m256i packed = _mm256_packus_epi32(result[0], result[1]);  // the middle quarters are swapped
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+#else
   float lanes[kLanes];
   store(lanes, a);
   for (int i = 0; i < kLanes; ++i) from_float(lanes[i], p + i);
+#endif
 }
 
 // How many of 16 lanes hold elements when `left` are left.

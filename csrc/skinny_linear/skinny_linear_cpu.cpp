@@ -34,7 +34,7 @@ extern "C" int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* given) 
   if (given->batch * given->ntokens == 0) return LLAMBA_OK;
   const llamba_skinny_linear_args args = with_flat_rows(*given);
   constexpr int64_t kBlock = 4;                    // features: pieces end where the kernel's tiles do
-  constexpr int64_t kProductsPerThread = 1 << 16;  // fewer take less time than waking a thread
+  constexpr int64_t kProductsPerThread = 1 << 18;  // a thread is worth waking from about 50 us of work
   const int64_t products_per_block = kBlock * args.in_features * args.batch * args.ntokens;
   parallel_for(0, (args.out_features + kBlock - 1) / kBlock, kProductsPerThread / (products_per_block + 1) + 1,
                [&](int64_t begin, int64_t end) {
