@@ -57,12 +57,15 @@ def quickstart(
     data: Data = None,
     teacher: Annotated[str, typer.Option(help="smollm2-135m, a Llama folder or a hub id.")] = "smollm2-135m",
     window: Annotated[int, typer.Option(help="Tokens per verify step.", min=2, max=64)] = 4,
+    align_tokens: Tokens = None,
+    distill_tokens: Tokens = None,
     seed: int = 0,
 ):
     """Teacher to hybrid to speculative decoding in one go; ends with a table and a plot."""
     from .quickstart import quickstart
 
-    quickstart(out, layers, data, teacher, window, seed, console)
+    budgets = _given(align_tokens=align_tokens, distill_tokens=distill_tokens)
+    quickstart(out, layers, data, teacher, window, seed, **budgets, console=console)
 
 
 @app.command()
@@ -121,14 +124,14 @@ def align(
     data: Data = None,
     tokens: Tokens = None,
     lr: LearningRate = None,
-    window: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
-    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
+    window: Annotated[Optional[int], typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,  # noqa: UP045
     seed: int = 0,
 ):
     """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
-    from .distill.align import RECIPE, align
+    from .distill import align
 
-    result = align(student, teacher, out_dir, data, _recipe(RECIPE, tokens, lr, window, batch, seed))
+    result = align(student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch))
     console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
@@ -140,14 +143,14 @@ def distill(
     data: Data = None,
     tokens: Tokens = None,
     lr: LearningRate = None,
-    window: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
-    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
+    window: Annotated[Optional[int], typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,  # noqa: UP045
     seed: int = 0,
 ):
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
-    from .distill.distill import RECIPE, distill
+    from .distill import distill
 
-    result = distill(student, teacher, out_dir, data, _recipe(RECIPE, tokens, lr, window, batch, seed))
+    result = distill(student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch))
     console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
@@ -262,12 +265,9 @@ def _load(model: str, dtype: str):
     return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
 
 
-def _recipe(recipe, tokens: int | None, lr: float | None, window: int, batch: int, seed: int):
-    """The stage's own recipe with what was given on the command line; seeds count from the recipe's."""
-    from dataclasses import replace
-
-    tokens, lr = recipe.tokens if tokens is None else tokens, recipe.lr if lr is None else lr
-    return replace(recipe, tokens=tokens, lr=lr, window=window, batch=batch, seed=recipe.seed + seed)
+def _given(**options) -> dict:
+    """The options that were given; for the others the function's own defaults hold."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _numbers(command: str, argument: str, text: str) -> list[int]:

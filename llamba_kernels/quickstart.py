@@ -7,17 +7,13 @@ stopped; align and distill also keep checkpoints within.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from .decode_bench import decode_bench, held_out_prompts
-from .distill import convert, evaluate, fetch_teacher, rank_layers
-from .distill.align import RECIPE as ALIGN
-from .distill.align import align
-from .distill.distill import RECIPE as DISTILL
-from .distill.distill import distill
+from .distill import align, convert, distill, evaluate, fetch_teacher, rank_layers
 from .env import describe
 from .models import load_model, load_tokenizer
 from .report import ModelRow, results_plot, results_table
@@ -35,6 +31,8 @@ def quickstart(
     teacher: str = "smollm2-135m",
     window: int = 4,
     seed: int = 0,
+    align_tokens: int = 131_072,
+    distill_tokens: int = 65_536,
     console: Console | None = None,
 ) -> list[ModelRow]:
     """Run everything, print the table, write results.json and quickstart.png to `out_dir`; returns the table's rows.
@@ -44,9 +42,11 @@ def quickstart(
         data: text files or folders; default Python's own standard-library sources.
         teacher: "smollm2-135m", a Llama folder or a hub id.
         window: tokens per verify step when decoding speculatively.
+        align_tokens, distill_tokens: how much the two training stages train on.
     """
     run = _Run(Path(out_dir), console or Console())
-    settings = {"layers": layers, "data": _as_text(data), "teacher": str(teacher), "seed": seed}
+    settings = {"layers": layers, "data": _as_text(data), "teacher": str(teacher), "seed": seed,
+                "align_tokens": align_tokens, "distill_tokens": distill_tokens}
     run.check_settings(settings)
     folder = {name: run.dir / name for name in ("teacher", "converted", "aligned", "hybrid")}
 
@@ -55,11 +55,13 @@ def quickstart(
     chosen = sorted(ranking["order"][:layers])
     run.console.print(f"converting layers {', '.join(map(str, chosen))} of {len(ranking['order'])}")
     run.folder("convert", folder["converted"], convert, folder["teacher"], folder["converted"], chosen, data, seed=seed)
-    for name, train, recipe, source, target in (
-        ("align", align, ALIGN, folder["converted"], folder["aligned"]),
-        ("distill", distill, DISTILL, folder["aligned"], folder["hybrid"]),
+    for name, train, tokens, source, target in (
+        ("align", align, align_tokens, folder["converted"], folder["aligned"]),
+        ("distill", distill, distill_tokens, folder["aligned"], folder["hybrid"]),
     ):
-        run.folder(name, target, train, source, folder["teacher"], target, data, replace(recipe, seed=recipe.seed + seed))
+        # each its own seed, or distillation would see the windows that alignment has seen
+        own_seed = 2 * seed + (name == "distill")
+        run.folder(name, target, train, source, folder["teacher"], target, data, tokens, seed=own_seed)
 
     rows = []
     for name, source in (("teacher", "teacher"), ("deleted", "teacher"), ("converted", "converted"),

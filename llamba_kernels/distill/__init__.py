@@ -6,6 +6,5 @@ from .distill import distill
 from .evaluate import evaluate
 from .rank import rank_layers
 from .teacher import fetch_teacher
-from .training import Recipe
 
-__all__ = ["Recipe", "align", "convert", "distill", "evaluate", "fetch_teacher", "rank_layers"]
+__all__ = ["align", "convert", "distill", "evaluate", "fetch_teacher", "rank_layers"]

@@ -11,9 +11,6 @@ from .forward import fast_autocast
 from .stage import run_stage
 from .training import Objective, Recipe, Training
 
-RECIPE = Recipe(tokens=131_072, lr=8e-3)
-
-
 class Alignment(Objective):
     """The mean over converted layers of |mixer(u) - attention(u)|^2 / |attention(u)|^2, u from the teacher.
 
@@ -41,8 +38,16 @@ def align(
     teacher_dir: str | Path,
     out_dir: str | Path,
     data: str | Path | Sequence[str | Path] | None = None,
-    recipe: Recipe = RECIPE,
+    tokens: int = 131_072,
+    lr: float = 8e-3,
+    window: int = 512,
+    batch: int = 2,
+    seed: int = 0,
     save_every: int = 100,
 ) -> Training:
-    """Align the mixers of `student_dir` with the attention of `teacher_dir` and write the model to `out_dir`."""
+    """Align the mixers of `student_dir` with the attention of `teacher_dir` and write the model to `out_dir`.
+
+    The numbers are those of `training.Recipe`; an interrupted call, repeated, resumes (see `training.run_training`).
+    """
+    recipe = Recipe(tokens=tokens, lr=lr, window=window, batch=batch, seed=seed)
     return run_stage("align", Alignment, student_dir, teacher_dir, out_dir, data, recipe, save_every)

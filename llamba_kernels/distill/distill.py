@@ -12,9 +12,6 @@ from .losses import distillation_loss
 from .stage import run_stage
 from .training import Objective, Recipe, Training
 
-RECIPE = Recipe(tokens=65_536, lr=3e-4, seed=1)  # a seed of its own: not the windows that alignment saw first
-
-
 class Distillation(Objective):
     """KL(teacher || student) per token, plus ce_weight * cross entropy; the mixers train."""
 
@@ -64,13 +61,21 @@ def distill(
     teacher_dir: str | Path,
     out_dir: str | Path,
     data: str | Path | Sequence[str | Path] | None = None,
-    recipe: Recipe = RECIPE,
+    tokens: int = 65_536,
+    lr: float = 3e-4,
+    window: int = 512,
+    batch: int = 2,
+    seed: int = 0,
     ce_weight: float = 0.0,
     save_every: int = 100,
 ) -> Training:
-    """Distil the model in `teacher_dir` into the hybrid in `student_dir` and write the result to `out_dir`."""
+    """Distil the model in `teacher_dir` into the hybrid in `student_dir` and write the result to `out_dir`.
+
+    The numbers are those of `training.Recipe`; an interrupted call, repeated, resumes (see `training.run_training`).
+    """
     if ce_weight < 0:
         raise ValueError(f"distill: ce_weight must not be negative; got {ce_weight}")
+    recipe = Recipe(tokens=tokens, lr=lr, window=window, batch=batch, seed=seed)
     return run_stage(
         "distill", Distillation, student_dir, teacher_dir, out_dir, data, recipe, save_every, ce_weight=ce_weight
     )

@@ -37,7 +37,7 @@ def rank_layers(
 ) -> Ranking:
     """Rank the attention layers of a model folder by deletion on the training part of `data`; forward passes only."""
     teacher, tokenizer = load_model(teacher_dir), load_tokenizer(teacher_dir)
-    windows = token_windows(tokenizer, read_text(data).train, window, max(1, tokens // window), seed)
+    windows = token_windows(tokenizer, read_text(data).train, window, max(1, tokens // window), f"rank-layers {seed}")
     return rank_model(teacher, windows)
 
 

@@ -31,7 +31,7 @@ def run_stage(
     student, teacher, tokenizer = load_model(student_dir), load_model(teacher_dir), load_tokenizer(student_dir)
     check_pair(command, student, teacher)
     count = recipe.steps * recipe.batch
-    windows = token_windows(tokenizer, read_text(data).train, recipe.window, count, recipe.seed)
+    windows = token_windows(tokenizer, read_text(data).train, recipe.window, count, f"{command} {recipe.seed}")
 
     work_dir = out_dir.with_name(out_dir.name + ".partial")
     sources = {"command": command, "student": str(student_dir), "teacher": str(teacher_dir), **options}

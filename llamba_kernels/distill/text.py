@@ -68,11 +68,12 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(p for p in found if not _SKIPPED_FOLDERS.intersection(p.relative_to(folder).parts))
 
 
-def token_windows(tokenizer, chunks: Sequence[str], window: int, count: int, seed: int | None = None) -> Tensor:
+def token_windows(tokenizer, chunks: Sequence[str], window: int, count: int, seed: str | None = None) -> Tensor:
     """`count` windows of `window` tokens, (count, window) int64; fewer where the text ends.
 
     With a seed, windows come from chunks in a shuffled order and are shuffled themselves. Without one they are spread
-    evenly over all chunks: the same windows in the same order for every model that shares the tokenizer.
+    evenly over all chunks: the same windows in the same order for every model that shares the tokenizer. Stages name
+    themselves in their seeds, so that they do not all read the same windows.
     """
     if window < 2 or count < 1:
         raise ValueError(f"token_windows: window must be at least 2 and count at least 1; got {window} and {count}")

@@ -155,7 +155,7 @@ class SpeculativeDecoder:
         count = torch.tensor([ntokens], dtype=torch.int32)
         if temperature == 0.0:
             return speculative_accept(logits, drafts, count)
-        uniforms = torch.rand(1, ntokens, generator=generator)
+        uniforms = torch.rand(1, ntokens, generator=generator, dtype=torch.float64)
         return speculative_accept(logits, drafts, count, None, uniforms, temperature)
 
     def _stop_tokens(self, eos_token_id) -> set[int]:
