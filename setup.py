@@ -21,7 +21,7 @@ from pathlib import Path
 
 import setuptools
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml's license, or lack bdist_wheel
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones lack bdist_wheel or cannot read pyproject.toml
     raise SystemExit(
         f"llamba_kernels: setuptools must be 77 or newer (pip install -U setuptools); got {setuptools.__version__}"
     )
@@ -43,7 +43,8 @@ TORCH_FLAGS = f"-DTORCH_STABLE_ONLY -DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02
 ISA_FLAGS = {
     "generic": "",
     "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -Wno-uninitialized -Wno-maybe-uninitialized",
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c "
+    "-Wno-uninitialized -Wno-maybe-uninitialized",
 }
 NVCC_FLAGS = (
     "-std=c++20 -O3 -fmad=false -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Icsrc -Icsrc/include"
@@ -160,14 +161,17 @@ def ninja_file(torch, cxx, nvcc, archs):
     torch_flags = f"{TORCH_FLAGS} -isystem {quote(torch / 'include')}"
     objects = [compile_cxx(source, torch_flags) for source in sources("csrc/ops.cpp", "csrc/*/*_op.cpp")]
     # --no-as-needed: libtorch.so itself must stay in NEEDED, through it the weak CUDA stream function is found.
-    libraries = f"-Lbuild/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' -L{quote(torch / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu -ldl"
+    torch_libraries = f"-L{quote(torch / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu -ldl"
+    libraries = f"-Lbuild/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' {torch_libraries}"
     ninja.build("link", "build/native/_C.so", objects, implicit=[cpu], flags=libraries)
 
     if nvcc:
         codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
         log = "> $out.ptxas 2>&1 || (cat $out.ptxas; false)"  # kept: tests read registers and spills from it
-        ninja.rule("nvcc", f"{quote(nvcc)} -MD -MF $out.d {NVCC_FLAGS} {codes} -c $in -o $out {log}", depfile="$out.d", deps="gcc")
-        ninja.rule("nvcc_link", f"{quote(nvcc)} -shared -cudart static -o $out $in -Xlinker --exclude-libs,ALL,-soname,libllamba_cuda.so")
+        compile_cuda = f"{quote(nvcc)} -MD -MF $out.d {NVCC_FLAGS} {codes} -c $in -o $out {log}"
+        ninja.rule("nvcc", compile_cuda, depfile="$out.d", deps="gcc")
+        hide = "-Xlinker --exclude-libs,ALL,-soname,libllamba_cuda.so"  # the static runtime's symbols stay inside
+        ninja.rule("nvcc_link", f"{quote(nvcc)} -shared -cudart static -o $out $in {hide}")
         objects = [ninja.build("nvcc", f"build/{source}.o", [source]) for source in sources("csrc/*/*_launch.cu")]
         archs_flag = f"-DLLAMBA_CUDA_ARCHS='\"{' '.join(archs)}\"'"
         objects += [compile_cxx(source, archs_flag) for source in sources("csrc/*/*_cuda.cpp")]

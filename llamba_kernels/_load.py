@@ -37,8 +37,8 @@ def _refuse_gradients(op, args):
     for i, value in enumerate(args):
         if isinstance(value, torch.Tensor) and value.requires_grad:
             raise ValueError(
-                f"{_name(op)}: {op._schema.arguments[i].name} must not require grad, because the operator has no backward "
-                "(call it under torch.no_grad() or torch.inference_mode()); got one that does"
+                f"{_name(op)}: {op._schema.arguments[i].name} must not require grad, because the operator has no "
+                "backward (call it under torch.no_grad() or torch.inference_mode()); got one that does"
             )
 
 
@@ -46,9 +46,8 @@ def _no_kernel(op, args):
     """torch's own text for a device without a kernel is two pages long."""
     tensors = [value for value in args if isinstance(value, torch.Tensor)]
     got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
-    return (
-        f"{_name(op)}: tensors must be strided and on a device that the operator's docstring names; got {', '.join(got)}"
-    )
+    rule = "tensors must be strided and on a device that the operator's docstring names"
+    return f"{_name(op)}: {rule}; got {', '.join(got)}"
 
 
 def _name(op):

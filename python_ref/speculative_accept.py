@@ -30,7 +30,11 @@ def _greedy(logits, drafts, _draft_probs, _uniforms):
 def _sampled(logits, drafts, draft_probs, uniforms):
     p = torch.softmax(logits, dim=-1)
     for i, draft in enumerate(drafts):
-        q = torch.nn.functional.one_hot(torch.tensor(draft), p.shape[1]).double() if draft_probs is None else draft_probs[i]
+        if draft_probs is None:  # the draft was certain
+            q = torch.zeros_like(p[i])
+            q[draft] = 1
+        else:
+            q = draft_probs[i]
         if not uniforms[i] * q[draft] < p[i, draft]:
             residual = (p[i] - q).clamp(min=0)
             return i + 1, _inverse_cdf(residual if residual.sum() > 0 else p[i], uniforms[-1])

@@ -105,7 +105,7 @@ def test_in_place(target):
 
 
 REFUSED = {
-    "x dtype": (dict(x=torch.zeros(2, 8, dtype=torch.float64)), TypeError, "x must be float32 or bfloat16; got float64"),
+    "x dtype": (dict(x=torch.zeros(2, 8).double()), TypeError, "x must be float32 or bfloat16; got float64"),
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
     "x stride": (dict(x=torch.zeros(8, 2).t()), TypeError, "x must have stride 1 in dimension -1; got 2"),
     "z shape": (dict(z=torch.zeros(3, 8)), ValueError, "z must have the shape of x, (2, 8); got (3, 8)"),

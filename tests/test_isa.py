@@ -56,7 +56,7 @@ def test_other_instruction_sets(isa, best, tmp_path):
     for name, expected in best.items():
         if isa == "generic" and expected.is_floating_point():  # it has no fused multiply-add
             tolerance = 32 * torch.finfo(expected.dtype).eps
-            torch.testing.assert_close(saved[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(saved[name], expected, rtol=tolerance, atol=tolerance)
         else:
             assert_bitwise(saved[name], expected)
 

@@ -109,14 +109,17 @@ REFUSED = {
     "weight dtype": (
         dict(weight=torch.zeros(5, 8).bfloat16()), TypeError, "weight must have the dtype of x, float32; got bfloat16"
     ),
-    "weight stride": (dict(weight=torch.zeros(8, 5).t()), TypeError, "weight must have stride 1 in dimension -1; got 5"),
+    "weight stride": (
+        dict(weight=torch.zeros(8, 5).t()), TypeError, "weight must have stride 1 in dimension -1; got 5"
+    ),
     "bias shape": (dict(bias=torch.zeros(4)), ValueError, "bias must have shape (out_features) = (5,); got (4,)"),
     "bias dtype": (
         dict(bias=torch.zeros(5).double()), TypeError, "bias must have the dtype of x, float32; got float64"
     ),
     "bias stride": (dict(bias=torch.zeros(10)[::2]), TypeError, "bias must have stride 1 in dimension -1; got 2"),
     "out shape": (
-        dict(out=torch.zeros(2, 6)), ValueError, "out must have shape (ntokens, out_features) = (2, 5); got (2, 6)"
+        dict(out=torch.zeros(2, 6)), ValueError,
+        "out must have shape (ntokens, out_features) = (2, 5); got (2, 6)"
     ),
     "out dtype": (
         dict(out=torch.zeros(2, 5).bfloat16()), TypeError, "out must have the dtype of x, float32; got bfloat16"

@@ -89,7 +89,7 @@ def test_rejection_by_rounding_alone_samples_the_target():
 
 
 def test_rows_strides_and_bystanders():
-    """One sequence alone, on one thread, or sliced out of larger tensors: the same decisions; nothing else is written."""
+    """One sequence alone, on one thread, or out of larger tensors: the same decisions; nothing else is written."""
     inputs = make_speculative_accept_inputs(**(BASE | dict(vocab=3000)))
     expected = speculative_accept(*inputs)
     out = [Surrounded(torch.zeros_like(tensor), fill=77) for tensor in expected]
@@ -133,7 +133,10 @@ GOOD = dict(
 )
 NO_NAN = "logits must have a finite maximum and no NaN in every row"
 REFUSED = {
-    "logits dtype": (dict(logits=torch.zeros(2, 3, 5).half()), TypeError, "logits must be float32 or bfloat16; got float16"),
+    "logits dtype": (
+        dict(logits=torch.zeros(2, 3, 5).half()), TypeError,
+        "logits must be float32 or bfloat16; got float16",
+    ),
     "logits dim": (dict(logits=torch.zeros(2, 5)), ValueError, "logits must have 3 dimensions; got shape (2, 5)"),
     "logits stride": (
         dict(logits=torch.zeros(2, 5, 3).mT), TypeError, "logits must have stride 1 in dimension -1; got 3"
@@ -142,10 +145,12 @@ REFUSED = {
         dict(logits=changed(GOOD["logits"], (1, 2, 4), NAN)), ValueError, f"{NO_NAN}; got nan in row 2 of sequence 1"
     ),
     "logits inf": (
-        dict(logits=changed(GOOD["logits"], (0, 1, 0), torch.inf)), ValueError, f"{NO_NAN}; got inf in row 1 of sequence 0"
+        dict(logits=changed(GOOD["logits"], (0, 1, 0), torch.inf)), ValueError,
+        f"{NO_NAN}; got inf in row 1 of sequence 0",
     ),
     "logits all masked": (
-        dict(logits=changed(GOOD["logits"], (1, 0), -torch.inf)), ValueError, f"{NO_NAN}; got -inf in row 0 of sequence 1"
+        dict(logits=changed(GOOD["logits"], (1, 0), -torch.inf)), ValueError,
+        f"{NO_NAN}; got -inf in row 0 of sequence 1",
     ),
     "no vocab": (
         dict(logits=torch.zeros(2, 3, 0), draft_probs=None), ValueError, "vocab must be 1 to 2147483647; got 0"
@@ -157,7 +162,8 @@ REFUSED = {
     ),
     "drafts dtype": (dict(drafts=torch.ones(2, 2, dtype=torch.int32)), TypeError, "drafts must be int64; got int32"),
     "drafts stride": (
-        dict(drafts=torch.ones(2, 2, dtype=torch.int64).t()), TypeError, "drafts must have stride 1 in dimension -1; got 2"
+        dict(drafts=torch.ones(2, 2, dtype=torch.int64).t()), TypeError,
+        "drafts must have stride 1 in dimension -1; got 2",
     ),
     "drafts too large": (
         dict(drafts=changed(GOOD["drafts"], (1, 0), 5)), ValueError,
@@ -172,7 +178,8 @@ REFUSED = {
     ),
     "ntokens dtype": (dict(ntokens=torch.ones(2, dtype=torch.int64)), TypeError, "ntokens must be int32; got int64"),
     "ntokens stride": (
-        dict(ntokens=torch.ones(4, dtype=torch.int32)[::2]), TypeError, "ntokens must have stride 1 in dimension -1; got 2"
+        dict(ntokens=torch.ones(4, dtype=torch.int32)[::2]), TypeError,
+        "ntokens must have stride 1 in dimension -1; got 2",
     ),
     "ntokens 0": (
         dict(ntokens=torch.tensor([3, 0], dtype=torch.int32)), ValueError,

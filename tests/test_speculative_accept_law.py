@@ -11,8 +11,8 @@ from llamba_kernels.ops import speculative_accept
 def speculate(target, draft, count, certain, dtype, temperature, accept):
     """`count` sequences of three tokens over a small vocabulary, by `accept` on windows of 1 to 3.
 
-    target and draft are logits [vocab, vocab, vocab]: [0, 0] for the first token, [1 + a, 0] after token a (a < vocab - 1
-    is all that the table holds, so tokens wrap), [1 + a, 1 + b] after a and b. What a window leaves open is drawn from
+    target and draft are logits [vocab, vocab, vocab]: [0, 0] for the first token, [1 + a, 0] after token a (modulo
+    vocab - 1, which is all that the table holds), [1 + a, 1 + b] after a and b. What a window leaves open is drawn from
     the target itself, so the three tokens have the target's law exactly if accept is exact.
     """
     vocab = target.shape[-1]
@@ -57,7 +57,7 @@ def p_value_of_g_test(observed, expected):
 
 
 def vectorised_accept(logits, drafts, ntokens, draft_probs, uniforms, temperature, *, residual=True, bonus_row=0):
-    """A second formulation, over the whole batch at once, that can be broken: no residual; the bonus from a row before."""
+    """A second formulation, over the whole batch at once, and two ways to break it."""
     count, window, vocab = logits.shape
     p = torch.softmax(logits.double() / temperature, -1)
     q = torch.nn.functional.one_hot(drafts, vocab).double() if draft_probs is None else draft_probs.double()

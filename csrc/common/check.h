@@ -16,8 +16,7 @@
 #define CHECK_SAME_SHAPE(tensor, like) llamba::check_same_shape(kOp, #tensor, tensor, #like, like)
 #define CHECK_DIM(tensor, least, most) llamba::check_dim(kOp, #tensor, tensor, least, most)
 // CHECK_DTYPE(slots, Int)
-#define CHECK_DTYPE(tensor, dtype) \
-  llamba::check_dtype(kOp, #tensor, tensor, torch::headeronly::ScalarType::dtype)
+#define CHECK_DTYPE(tensor, dtype) llamba::check_dtype(kOp, #tensor, tensor, torch::headeronly::ScalarType::dtype)
 #define CHECK_SAME_DTYPE(tensor, like) llamba::check_same_dtype(kOp, #tensor, tensor, #like, like)
 #define CHECK_SAME_DEVICE(tensor, like) llamba::check_same_device(kOp, #tensor, tensor, #like, like)
 // CHECK_STRIDE(x, -1, 1): dimensions count from the end when negative; a dimension of size 1 or less passes.

@@ -1,9 +1,9 @@
-#include "common/check.h"
-
 #include <algorithm>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+
+#include "common/check.h"
 
 namespace llamba {
 namespace {
@@ -103,8 +103,7 @@ void check_same_dtype(const char* op, const char* name, const Tensor& tensor, co
 void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                        const Tensor& like) {
   if (tensor.device() == like.device()) return;
-  refuse(LLAMBA_TYPE_ERROR, op, name, "be on ", device_text(like), " like ", like_name, "; got ",
-         device_text(tensor));
+  refuse(LLAMBA_TYPE_ERROR, op, name, "be on ", device_text(like), " like ", like_name, "; got ", device_text(tensor));
 }
 
 void check_stride(const char* op, const char* name, const Tensor& tensor, int64_t dim, int64_t stride) {

@@ -15,11 +15,11 @@ Isa cpu_isa();
 // LLAMBA_DECLARE_ISA(void kernel(const Args&)): declares kernel in every instruction set's namespace.
 // LLAMBA_CALL_ISA(kernel, args...): calls the one for this processor.
 #ifdef LLAMBA_X86
-#define LLAMBA_DECLARE_ISA(...)       \
-  namespace generic { __VA_ARGS__; }  \
-  namespace avx2 { __VA_ARGS__; }     \
+#define LLAMBA_DECLARE_ISA(...)      \
+  namespace generic { __VA_ARGS__; } \
+  namespace avx2 { __VA_ARGS__; }    \
   namespace avx512 { __VA_ARGS__; }
-#define LLAMBA_CALL_ISA(kernel, ...)                     \
+#define LLAMBA_CALL_ISA(kernel, ...)                      \
   (cpu_isa() == Isa::avx512 ? avx512::kernel(__VA_ARGS__) \
    : cpu_isa() == Isa::avx2 ? avx2::kernel(__VA_ARGS__)   \
                             : generic::kernel(__VA_ARGS__))

@@ -1,12 +1,12 @@
 // skinny_linear -- out = x weight^T + bias for a few rows of x, at the speed of reading weight once.
-// Work      a tile is kFeatures rows of weight x up to kMaxTokens rows of x, over all of in_features. A thread walks its
-//           features; for each few it runs the tiles of all rows of x, so that weight comes from memory once and for the
-//           later tiles from the nearest cache
+// Work      a tile is kFeatures rows of weight x up to kMaxTokens rows of x, over all of in_features. A thread walks
+//           its features; for each few it runs the tiles of all rows of x, so that weight comes from memory once and
+//           for the later tiles from the nearest cache
 // Registers one accumulator of 16 lanes per (feature, token); a weight vector is loaded once per tile
 // Numerics  fp32 fused multiply-adds. Element k of in_features adds to lane k % 16 in order of k (float32), or to lane
-//           k % 32 / 2, the even k of each 32 first (bfloat16: two elements in 32 bits widen by a shift and a mask). Then
-//           the lanes' fixed tree, bias, one rounding. So an output's bits depend on its row of x and its row of weight
-//           alone, not on the tile they meet in, the number of rows or the threads
+//           k % 32 / 2, the even k of each 32 first (bfloat16: two elements in 32 bits widen by a shift and a mask).
+//           Then the lanes' fixed tree, bias, one rounding. So an output's bits depend on its row of x and its row of
+//           weight alone, not on the tile they meet in, the number of rows or the threads
 #include <cstring>
 
 #include "common/vec.h"

@@ -17,8 +17,8 @@ struct AcceptRow {
 LLAMBA_DECLARE_ISA(void accept_read_rows(const llamba_speculative_accept_args& args, int64_t begin, int64_t end,
                                          AcceptRow* rows))
 // p(token) of row i of sequence b.
-LLAMBA_DECLARE_ISA(double accept_probability(const llamba_speculative_accept_args& args, const AcceptRow& row, int64_t b,
-                                             int64_t i, int64_t token))
+LLAMBA_DECLARE_ISA(double accept_probability(const llamba_speculative_accept_args& args, const AcceptRow& row,
+                                             int64_t b, int64_t i, int64_t token))
 // A token of row i of sequence b by inverse CDF at u: from p, or (rejected) from (p - q)+ with draft i's q.
 LLAMBA_DECLARE_ISA(int64_t accept_sample(const llamba_speculative_accept_args& args, const AcceptRow& row, int64_t b,
                                          int64_t i, bool rejected, double u))

@@ -1,6 +1,6 @@
 // speculative_accept's passes over the vocabulary, in blocks that stay in the nearest cache.
-// Numerics the exponential in fp32, sums in double: per block 16 lanes in order, then the lanes in order, then the blocks
-//          in order. A row is read by one thread, so its sums are the same in every batch.
+// Numerics the exponential in fp32, sums in double: per block 16 lanes in order, then the lanes in order, then the
+//          blocks in order. A row is read by one thread, so its sums are the same in every batch.
 #include "common/vec.h"
 #include "speculative_accept/speculative_accept_cpu.h"
 
@@ -63,18 +63,18 @@ LLAMBA_INLINE vec16 exponential(vec16 logits, float row_max, float inverse_tempe
 // A row's unnormalised p, or its (p - q)+, in blocks.
 template <typename T>
 struct Weights {
-  const T* logits;         // [vocab]
-  const float* q;          // [vocab] or nullptr
-  int64_t without;         // token of weight zero, or -1
+  const T* logits;  // [vocab]
+  const float* q;   // [vocab] or nullptr
+  int64_t without;  // token of weight zero, or -1
   float row_max, inverse_temperature;
-  float scale;             // p = scale * exponential
+  float scale;  // p = scale * exponential
 
   // Writes the weights of tokens start to start + n, then zeros up to whole vectors; returns their sum.
   double fill(float* weights, int64_t start, int n) const {
     for (int i = 0; i < n; i += kLanes) {
       const int count = lanes_left(n - i);
-      const vec16 p = mul(exponential(load_first(logits + start + i, count), row_max, inverse_temperature),
-                          broadcast(scale));
+      const vec16 p =
+          mul(exponential(load_first(logits + start + i, count), row_max, inverse_temperature), broadcast(scale));
       const vec16 minus_q = q ? mul(broadcast(-1.0f), load_first(q + start + i, count)) : broadcast(0.0f);
       store(weights + i, broadcast(0.0f));  // for the lanes after a partial vector
       store_first(weights + i, max(add(p, minus_q), broadcast(0.0f)), count);

@@ -5,12 +5,10 @@ import torch
 from .._load import call
 
 
-def speculative_accept(
-    logits, drafts, ntokens, draft_probs=None, uniforms=None, temperature=1.0, *, out=None
-):
+def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None, temperature=1.0, *, out=None):
     """Decide a verified window so that the emitted tokens have exactly the target model's distribution.
 
-    Input 0 of a window is the pending token, inputs 1, 2, ... are drafts; logits row i predicts the token after input i.
+    Input 0 of a window is the pending token, the others are drafts; logits row i predicts the token after input i.
 
         greedy (uniforms None): draft i stays while it is the argmax of row i (the lowest index of ties); then comes the
             argmax of the row after the last input that stays.
@@ -23,8 +21,8 @@ def speculative_accept(
         logits: (batch, max_window, vocab) float32 or bfloat16, the target's. Last stride 1. A masked token is -inf.
         drafts: (batch, max_window - 1) int64. Last stride 1.
         ntokens: (batch) int32, 1 to max_window: the inputs of each sequence; what lies beyond them is not read.
-        draft_probs: (batch, max_window - 1, vocab) float32, the draft model's q, each row summing to 1 (not checked), or
-            None: the drafts were certain. Last stride 1.
+        draft_probs: (batch, max_window - 1, vocab) float32, the draft model's q, each row summing to 1 (not checked),
+            or None: the drafts were certain. Last stride 1.
         uniforms: (batch, max_window) float64 in [0, 1), independent: column i decides draft i, the last column the next
             token. float32 is widened; its 2^-24 grid is then the resolution of the probabilities. None: greedy.
         temperature: float, positive.
