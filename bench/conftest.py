@@ -44,5 +44,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Keeps what the table needs: no single rounds, no names of folders and branches."""
+    output_json["commit_info"] = {key: output_json["commit_info"].get(key) for key in ("id", "dirty")}
     for benchmark in output_json["benchmarks"]:
-        del benchmark["stats"]["data"]  # every single round; the table needs minimum and median
+        del benchmark["stats"]["data"]
+        for key in ("group", "param", "params", "options"):
+            del benchmark[key]

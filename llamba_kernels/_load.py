@@ -26,6 +26,8 @@ def call(op, *args):
         _refuse_gradients(op, args)
     try:
         op(*args)
+    except NotImplementedError:
+        raise NotImplementedError(_no_kernel(op, args)) from None
     except RuntimeError as error:
         raise _refusal(error) from None
 
@@ -34,11 +36,23 @@ def _refuse_gradients(op, args):
     """The operators have no backward: an output without gradient would quietly cut a training graph."""
     for i, value in enumerate(args):
         if isinstance(value, torch.Tensor) and value.requires_grad:
-            name = op._schema.name.removeprefix("llamba::")
             raise ValueError(
-                f"{name}: {op._schema.arguments[i].name} must not require grad, because the operator has no backward "
+                f"{_name(op)}: {op._schema.arguments[i].name} must not require grad, because the operator has no backward "
                 "(call it under torch.no_grad() or torch.inference_mode()); got one that does"
             )
+
+
+def _no_kernel(op, args):
+    """torch's own text for a device without a kernel is two pages long."""
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
+    return (
+        f"{_name(op)}: tensors must be strided and on a device that the operator's docstring names; got {', '.join(got)}"
+    )
+
+
+def _name(op):
+    return op._schema.name.removeprefix("llamba::")
 
 
 def _refusal(error):

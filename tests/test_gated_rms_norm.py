@@ -141,6 +141,16 @@ def test_refusals(change, kind, sentence):
     assert_bitwise(good["out"], torch.full((2, 8), 7.0))
 
 
+def test_a_device_without_a_kernel_is_refused_in_one_line():
+    """Sparse tensors stand for such a device: torch has no kernel of ours for them either."""
+    assert_refused(
+        NotImplementedError,
+        "gated_rms_norm: tensors must be strided and on a device that the operator's docstring names; "
+        "got sparse_coo on cpu, strided on cpu",
+        gated_rms_norm, torch.ones(2, 8).to_sparse(), None, torch.ones(8), 1e-5, 8, out=torch.ones(2, 8),
+    )
+
+
 @pytest.mark.parametrize("gate", [True, False])
 def test_opcheck(gate):
     x, z, weight, eps, group_size = make_inputs(gate=gate)

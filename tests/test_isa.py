@@ -24,6 +24,12 @@ def outputs():
     torch.manual_seed(0)
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
+        layer, slots = make_mamba2_layer(2, nheads=3, headdim=5, dstate=48, dtype=dtype), torch.arange(2).int()
+        for step in range(3):
+            layer.cursor.begin(slots, torch.tensor([4, 2], dtype=torch.int32))
+            results[f"mamba2_verify {dtype} {step}"] = layer.verify(*layer.tokens(2, 4), slots)
+            layer.cursor.commit(slots, torch.tensor([3, 1], dtype=torch.int32))
+        results[f"mamba2_verify {dtype} checkpoint"] = layer.checkpoint
         for width in (64, 85):
             case = f"{dtype} {width}"
             results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))

@@ -52,7 +52,7 @@ void run_cuda(const char* op, const void* args, int32_t device) {
     refuse(op, "the CUDA library must be built (nvcc at install time, LLAMBA_CUDA=1); got " + library.problem);
   }
   const auto function = library.find<int(const void*, void*)>("llamba_" + std::string(op) + "_cuda");
-  if (function == nullptr) refuse(op, "tensors must be on the CPU, where this operator runs; got CUDA tensors");
+  if (function == nullptr) refuse(op, "the CUDA library must have this operator; got one without it");
   if (aoti_torch_get_current_cuda_stream == nullptr) {
     refuse(op, "torch must be a CUDA build to run on CUDA tensors; got a CPU build");
   }
