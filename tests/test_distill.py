@@ -92,7 +92,7 @@ def test_conversion_transfers_weights_and_is_no_worse_than_deletion(teacher):
     assert conversion.layers == LAYERS and all(0 < conversion.error[i] < 1 for i in LAYERS)
     for layer, u, target in mixer_inputs(teacher, LAYERS, ids):
         mixer, attention = student.model.layers[layer].mamba, teacher.model.layers[layer].self_attn
-        _, x, B, C, _ = mixer.in_proj.weight.split([32, 16, 16, 32, 4])
+        _, x, B, C, _ = mixer.in_proj.weight.split([64, 32, 32, 64, 4])
         for rows, source in ((x, attention.v_proj), (B, attention.k_proj), (C, attention.q_proj)):
             assert torch.equal(rows, source.weight)
         assert torch.equal(mixer.out_proj.weight, attention.o_proj.weight)

@@ -19,6 +19,7 @@ def write_teacher(folder: Path, layers: int = 4) -> Path:
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=16,  # the smallest state that the decoding kernels take
         max_position_embeddings=128,
         tie_word_embeddings=True,
         initializer_range=0.2,  # attention that does something, so that its absence shows

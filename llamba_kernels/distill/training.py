@@ -112,7 +112,7 @@ def run_training(
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
         save_steps=save_every,
-        logging_steps=log_every,
+        logging_steps=min(log_every, recipe.steps),
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not averaged away
         train_sampling_strategy="sequential",  # the windows are shuffled already
         dataloader_pin_memory=not use_cpu,

@@ -1,0 +1,136 @@
+"""Measures rows of benchmark tables: bytes and time of an operator, the read bandwidth beside it, the torch formula."""
+
+import functools
+import itertools
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamba_kernels.env import describe
+
+COLD_BYTES = 512 << 20  # arguments rotate through this much memory: server processors have caches of 96 MiB and more
+ROUNDS = 60
+
+
+def cold_copies(make, nbytes):
+    """As many results of make() as fill COLD_BYTES: give each round another one."""
+    return [make() for _ in range(max(2, -(-COLD_BYTES // nbytes)))]
+
+
+def seconds(function, arguments, rounds):
+    """Sorted times of function(argument), the arguments in turn."""
+    times = []
+    for argument in itertools.islice(itertools.cycle(arguments), rounds):
+        start = time.perf_counter()
+        function(argument)
+        times.append(time.perf_counter() - start)
+    return sorted(times)
+
+
+@functools.cache
+def _big_array():
+    return torch.ones(COLD_BYTES // 4)
+
+
+def read_bandwidth():
+    """Bytes per second of summing an array larger than the caches, best of 8."""
+    return COLD_BYTES / seconds(torch.sum, [_big_array()], 8)[0]
+
+
+def others_load():
+    """Cores that other processes use, over a fifth of a second in which this one sleeps. NaN if unknown."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return float("nan")
+
+    def ticks():  # user, nice, system, idle, iowait, irq, softirq, steal, ...: hundredths of a second, all cores
+        fields = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(fields) - fields[3] - fields[4]
+
+    before = ticks()
+    time.sleep(0.2)
+    return (ticks() - before) / 100 / 0.2
+
+
+def wait_for_quiet(patience):
+    """Returns the load of the others once it is below a tenth of a core, or what it is after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while (load := others_load()) >= 0.1 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return load
+
+
+@functools.cache
+def header():
+    """The machine and what was measured on it; no host name."""
+    root = Path(__file__).parent
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    return {
+        **describe(),
+        "commit": commit.stdout.strip() or "unknown",
+        "read GB/s": round(read_bandwidth() / 1e9, 1),
+        "others' load, cores": round(others_load(), 2),
+    }
+
+
+class Rows:
+    """The rows of one run, and how one is measured."""
+
+    KEY = pytest.StashKey()
+    COLUMNS = ["case", "us min", "us median", "GB/s", "% read", "torch us", "x torch"]
+
+    def __init__(self):
+        self.rows = {}  # operator -> rows
+        self.patience = 60.0  # seconds that the whole run may spend waiting for others to finish
+
+    def measurer(self, benchmark, operator):
+        return functools.partial(self.measure, benchmark, operator)
+
+    def measure(self, benchmark, operator, case, ours, formula, arguments, check, nbytes):
+        """Measure ours(argument) and formula(argument), the torch formula, with the arguments in turn.
+
+        check() raises if the result is wrong: then there is no row. nbytes: what one call must read and write at least.
+        GB/s, % read and x torch are of the medians. A row measured beside other work is marked with *.
+        """
+        check()
+        start = time.monotonic()
+        load = wait_for_quiet(self.patience)
+        self.patience -= time.monotonic() - start
+        bandwidth = read_bandwidth()
+        formula_median = statistics.median(seconds(formula, arguments, ROUNDS // 3))
+        turns = itertools.cycle(arguments)
+        benchmark.pedantic(ours, setup=lambda: ((next(turns),), {}), rounds=ROUNDS, warmup_rounds=3)
+        load = max(load, others_load())
+        least, median = benchmark.stats["min"], benchmark.stats["median"]
+        benchmark.extra_info.update(
+            case=case, nbytes=nbytes, gb_per_s=nbytes / median / 1e9, read_gb_per_s=bandwidth / 1e9,
+            torch_us=formula_median * 1e6, others_load=load,
+        )
+        self.rows.setdefault(operator, []).append([
+            case + (" *" if load >= 0.1 else ""),
+            f"{least * 1e6:.1f}",
+            f"{median * 1e6:.1f}",
+            f"{nbytes / median / 1e9:.1f}",
+            f"{100 * nbytes / median / bandwidth:.0f}",
+            f"{formula_median * 1e6:.1f}",
+            f"{formula_median / median:.2f}",
+        ])
+
+    def table(self):
+        if not self.rows:
+            return
+        yield " | ".join(f"{name} {value}" for name, value in header().items())
+        for operator, rows in self.rows.items():
+            widths = [max(len(row[i]) for row in [self.COLUMNS, *rows]) for i in range(len(self.COLUMNS))]
+            yield ""
+            yield operator
+            for row in [self.COLUMNS, *rows]:
+                cells = [text.ljust(width) if i == 0 else text.rjust(width)
+                         for i, (text, width) in enumerate(zip(row, widths, strict=True))]
+                yield "  ".join(cells)
+        if any(row[0].endswith("*") for rows in self.rows.values() for row in rows):
+            yield "* other processes used more than a tenth of a core: the minimum is worth more than the median"

@@ -1,0 +1,161 @@
+#include "common/check.h"
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace llamba {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// What this thread's operator threw last: Python picks the exception type by the status when the sentence is the same.
+thread_local std::string last_sentence;
+thread_local int last_status = LLAMBA_OK;
+
+[[noreturn]] void refuse(llamba_status status, const std::string& sentence) {
+  last_status = status;
+  last_sentence = sentence;
+  throw std::runtime_error(sentence);
+}
+
+template <typename... Parts>
+[[noreturn]] void refuse(llamba_status status, const char* op, const char* name, const Parts&... parts) {
+  std::ostringstream sentence;
+  sentence << op << ": " << (name[0] == '*' ? name + 1 : name) << " must ";
+  (sentence << ... << parts);
+  refuse(status, sentence.str());
+}
+
+template <typename Sizes>
+std::string tuple_text(const Sizes& sizes) {
+  std::ostringstream text;
+  text << '(';
+  const char* separator = "";
+  for (const int64_t size : sizes) {
+    text << separator << size;
+    separator = ", ";
+  }
+  text << (sizes.size() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+const char* dtype_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    default: return "another dtype";
+  }
+}
+
+std::string device_text(const Tensor& tensor) {
+  const torch::stable::Device device = tensor.device();
+  if (device.is_cpu()) return "cpu";
+  if (device.is_cuda()) return "cuda:" + std::to_string(device.index());
+  return "another device";
+}
+
+}  // namespace
+
+void check_shape(const char* op, const char* name, const Tensor& tensor, const char* rule,
+                 std::initializer_list<int64_t> sizes) {
+  const auto actual = tensor.sizes();
+  if (actual.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), actual.begin())) return;
+  refuse(LLAMBA_VALUE_ERROR, op, name, "have shape ", rule, " = ", tuple_text(sizes), "; got ", tuple_text(actual));
+}
+
+void check_same_shape(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                      const Tensor& like) {
+  const auto actual = tensor.sizes(), expected = like.sizes();
+  if (actual.size() == expected.size() && std::equal(actual.begin(), actual.end(), expected.begin())) return;
+  refuse(LLAMBA_VALUE_ERROR, op, name, "have the shape of ", like_name, ", ", tuple_text(expected), "; got ",
+         tuple_text(actual));
+}
+
+void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t least, int64_t most) {
+  if (tensor.dim() >= least && tensor.dim() <= most) return;
+  const std::string most_text = least == most ? "" : " to " + std::to_string(most);
+  refuse(LLAMBA_VALUE_ERROR, op, name, "have ", least, most_text, " dimensions; got shape ",
+         tuple_text(tensor.sizes()));
+}
+
+void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {
+  if (tensor.scalar_type() == dtype) return;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "be ", dtype_text(dtype), "; got ", dtype_text(tensor.scalar_type()));
+}
+
+void check_same_dtype(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                      const Tensor& like) {
+  if (tensor.scalar_type() == like.scalar_type()) return;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "have the dtype of ", like_name, ", ", dtype_text(like.scalar_type()), "; got ",
+         dtype_text(tensor.scalar_type()));
+}
+
+void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
+                       const Tensor& like) {
+  if (tensor.device() == like.device()) return;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "be on ", device_text(like), " like ", like_name, "; got ",
+         device_text(tensor));
+}
+
+void check_stride(const char* op, const char* name, const Tensor& tensor, int64_t dim, int64_t stride) {
+  const int64_t axis = dim < 0 ? dim + tensor.dim() : dim;
+  if (tensor.size(axis) <= 1 || tensor.stride(axis) == stride) return;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "have stride ", stride, " in dimension ", dim, "; got ", tensor.stride(axis));
+}
+
+void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "be contiguous; got shape ", tuple_text(tensor.sizes()), " with strides ",
+         tuple_text(tensor.strides()));
+}
+
+void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return;
+  refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, " to ", most, "; got ", value);
+}
+
+llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  if (dtype == ScalarType::Float) return LLAMBA_FLOAT32;
+  if (dtype == ScalarType::BFloat16) return LLAMBA_BFLOAT16;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "be float32 or bfloat16; got ", dtype_text(dtype));
+}
+
+Rows check_rows(const char* op, const char* name, const Tensor& tensor) {
+  check_dim(op, name, tensor, 1, 3);
+  check_stride(op, name, tensor, -1, 1);
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  Rows rows{1, 1, sizes.back(), 0, 0};
+  if (sizes.size() >= 2) {
+    rows.ntokens = sizes[sizes.size() - 2];
+    rows.stride_token = strides[sizes.size() - 2];
+  }
+  if (sizes.size() == 3) {
+    rows.batch = sizes[0];
+    rows.stride_batch = strides[0];
+  }
+  return rows;
+}
+
+void check_status(int status, const char* sentence) {
+  if (status != LLAMBA_OK) refuse(static_cast<llamba_status>(status), sentence);
+}
+
+}  // namespace llamba
+
+// Read by llamba_kernels/_load.py.
+extern "C" {
+LLAMBA_API const char* llamba_op_error(void) { return llamba::last_sentence.c_str(); }
+LLAMBA_API int llamba_op_status(void) { return llamba::last_status; }
+}

@@ -1,0 +1,47 @@
+#include "common/cpu_isa.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "llamba.h"
+
+namespace llamba {
+namespace {
+
+Isa best_isa() {
+#ifdef LLAMBA_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    return Isa::avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::generic;
+}
+
+// A set that the processor lacks is never forced: it would end the process with an illegal instruction.
+Isa chosen_isa() {
+  const Isa best = best_isa();
+  const char* forced = std::getenv("LLAMBA_CPU_ISA");
+  if (forced == nullptr) return best;
+  if (std::strcmp(forced, "generic") == 0) return Isa::generic;
+  if (std::strcmp(forced, "avx2") == 0 && best != Isa::generic) return Isa::avx2;
+  return best;
+}
+
+}  // namespace
+
+Isa cpu_isa() {
+  static const Isa isa = chosen_isa();
+  return isa;
+}
+}  // namespace llamba
+
+extern "C" const char* llamba_isa_cpu(void) {
+  switch (llamba::cpu_isa()) {
+    case llamba::Isa::avx512: return "avx512";
+    case llamba::Isa::avx2: return "avx2";
+    default: return "generic";
+  }
+}

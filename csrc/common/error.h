@@ -1,0 +1,24 @@
+// One sentence per failure, kept per thread: `op: argument must rule; got value`.
+#pragma once
+
+#include "llamba.h"
+
+namespace llamba {
+
+// Records the sentence and returns `status`, so that a check reads: return fail(LLAMBA_VALUE_ERROR, "...", ...).
+__attribute__((format(printf, 2, 3))) int fail(llamba_status status, const char* format, ...);
+
+}  // namespace llamba
+
+// First lines of every function of the C interface: a caller compiled against another version of the struct is refused,
+// and so is a dtype that is none.
+#define LLAMBA_CHECK_SIZE(op, args)                                                                          \
+  if ((args)->size != sizeof(*(args))) {                                                                     \
+    return llamba::fail(LLAMBA_VALUE_ERROR, "%s: size must be that of the struct, %zu; got %zu", op,         \
+                        sizeof(*(args)), (args)->size);                                                      \
+  }
+#define LLAMBA_CHECK_DTYPE(op, args)                                                                         \
+  if ((args)->dtype != LLAMBA_FLOAT32 && (args)->dtype != LLAMBA_BFLOAT16) {                                 \
+    return llamba::fail(LLAMBA_TYPE_ERROR, "%s: dtype must be float32 or bfloat16; got code %d", op,         \
+                        static_cast<int>((args)->dtype));                                                    \
+  }

@@ -1,0 +1,29 @@
+// How kernels are launched and how they get shared memory. Kernel files use only these two, never <<<>>> and never a
+// static __shared__ array, so that the same source also runs under an executor on the CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace llamba {
+
+// A kernel takes one struct by value. smem: bytes of its SharedStorage, 0 if it has none.
+template <typename Params>
+cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, Params params) {
+  constexpr size_t kDefaultShared = 48 * 1024;  // more must be asked for, per kernel
+  if (smem > kDefaultShared) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+    if (error != cudaSuccess) return error;
+  }
+  void* arguments[] = {&params};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, smem, stream);
+}
+
+// The block's dynamic shared memory as the kernel's SharedStorage struct.
+template <typename Storage>
+__device__ Storage& shared_storage() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return *reinterpret_cast<Storage*>(bytes);
+}
+
+}  // namespace llamba

@@ -1,0 +1,18 @@
+// Calls an operator behind the C interface on the device of its tensors, for *_op.cpp files.
+#pragma once
+
+#include "common/check.h"
+
+namespace llamba {
+
+// llamba_<op>_cuda of libllamba_cuda.so on the device's current stream; throws one sentence if it cannot.
+void run_cuda(const char* op, const void* args, int32_t device);
+
+// on: any tensor of the call; the operator runs on its device.
+template <typename Args>
+void run(const char* op, const Tensor& on, const Args& args, int (*cpu)(const Args*)) {
+  if (on.device().is_cuda()) return run_cuda(op, &args, on.get_device_index());
+  check_status(cpu(&args), llamba_last_error());
+}
+
+}  // namespace llamba

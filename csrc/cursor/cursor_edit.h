@@ -1,0 +1,84 @@
+// The arithmetic of the cursor, shared by the CPU and the CUDA code: every new table entry is a pure function of the
+// old slot, so that a GPU block can compute them all at once. The slot's layout is described in llamba.h.
+#pragma once
+
+#include <cstdint>
+
+#include "common/host_device.h"
+#include "llamba.h"
+
+namespace llamba {
+namespace {
+
+enum CursorField { kPosition = 0, kLive = 1, kFold = 2, kNtokens = 3 };
+constexpr int32_t kNoStep = 0;       // ntokens of a slot between steps
+constexpr int32_t kBrokenStep = -1;  // ntokens of a slot that a bad device-side argument broke
+
+[[maybe_unused]] LLAMBA_HOST_DEVICE int32_t table_size(const llamba_cursor& cursor) {
+  return cursor.width - 1 + cursor.capacity;
+}
+
+// The furthest token the checkpoint may stand at when `position` tokens are committed: a multiple of fold_every that
+// leaves max_rollback tokens unfolded.
+[[maybe_unused]] LLAMBA_HOST_DEVICE int32_t checkpoint_target(int32_t position, const llamba_session& session) {
+  const int32_t foldable = position - session.max_rollback;
+  return foldable > 0 ? foldable / session.fold_every * session.fold_every : 0;
+}
+
+[[maybe_unused]] LLAMBA_HOST_DEVICE int32_t fold_at_begin(int32_t position, int32_t live,
+                                                          const llamba_session& session) {
+  const int32_t fold = checkpoint_target(position, session) - (position - live);
+  return fold > 0 ? fold : 0;
+}
+
+// Entry i of a slot whose checkpoint stands at token `checkpoint`: min(width-1, checkpoint) tail rows, then the live
+// rows, then the free rows, all numbered upwards from 0.
+[[maybe_unused]] LLAMBA_HOST_DEVICE int32_t entry_after_reset(int32_t i, int32_t checkpoint,
+                                                              const llamba_cursor& cursor) {
+  const int32_t tail = checkpoint < cursor.width - 1 ? checkpoint : cursor.width - 1;
+  const int32_t row = i - (cursor.width - 1) + tail;
+  return row >= 0 && row < cursor.capacity ? row : -1;
+}
+
+// What a commit does to the row table: the list tail + live rows moves left by `fold`, the accepted rows join it, and
+// everything else becomes free, in this order: unused free rows, rejected rows, rows dropped from the front.
+struct CommitPlan {
+  int32_t fold;      // entries that leave the front
+  int32_t kept;      // new tail + new live rows
+  int32_t accepted;  // end of the accepted rows in the old table
+  int32_t proposed;  // end of the step's rows in the old table
+  int32_t used;      // end of the old table's meaningful entries
+  int32_t zero_rows; // leading -1 entries among those that leave the front
+};
+
+[[maybe_unused]] LLAMBA_HOST_DEVICE CommitPlan plan_commit(const int32_t* header, const int32_t* table,
+                                                           int32_t accepted, const llamba_cursor& cursor) {
+  const int32_t committed = cursor.width - 1 + header[kLive];
+  int32_t zero_rows = 0;
+  while (zero_rows < cursor.width - 1 && table[zero_rows] < 0) ++zero_rows;
+  CommitPlan plan;
+  plan.fold = header[kFold];
+  plan.kept = committed + accepted - header[kFold];
+  plan.accepted = committed + accepted;
+  plan.proposed = committed + header[kNtokens];
+  plan.used = cursor.capacity + zero_rows;
+  plan.zero_rows = zero_rows < plan.fold ? zero_rows : plan.fold;
+  return plan;
+}
+
+[[maybe_unused]] LLAMBA_HOST_DEVICE int32_t entry_after_commit(int32_t i, const int32_t* table,
+                                                               const CommitPlan& plan) {
+  if (i < plan.kept) return table[plan.fold + i];
+  i -= plan.kept;
+  const int32_t unused = plan.used - plan.proposed;
+  if (i < unused) return table[plan.proposed + i];
+  i -= unused;
+  const int32_t rejected = plan.proposed - plan.accepted;
+  if (i < rejected) return table[plan.accepted + i];
+  i -= rejected;
+  const int32_t dropped = plan.fold - plan.zero_rows;
+  return i < dropped ? table[plan.zero_rows + i] : -1;
+}
+
+}  // namespace
+}  // namespace llamba

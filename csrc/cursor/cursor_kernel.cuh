@@ -1,0 +1,87 @@
+// cursor_{reset,begin,commit}_kernel -- edit the row lists of a batch of slots; one launch serves all layers.
+// Grid     (batch)                                          Block  128 threads
+// Owns     one block owns slot slots[blockIdx.x]; no other block reads or writes it (slots are unique)
+// Threads  thread i computes table entries i, i + 128, ...; thread 0 writes the header
+// Shared   commit: the old header and table, int32_t [HEADER + width-1 + capacity]
+// Flow     commit: 1 slot -> shared  2 barrier  3 every entry from the old table  4 header
+// Barriers commit: 1 (after 1): the new table overwrites the old one
+// Numerics integers only; the arithmetic is cursor_edit.h, the CPU's own
+// Requires capacity <= kMaxCapacity                                     (checked in cursor_launch.cu)
+// A bad ntokens or accepted cannot be reported from here: it marks the slot broken, and begin leaves a slot that is
+// open or broken alone but for that mark, so nothing but a reset brings it back.
+#pragma once
+
+#include "common/launch.cuh"
+#include "cursor/cursor_edit.h"
+
+namespace llamba {
+
+constexpr int32_t kCursorThreads = 128;
+constexpr int32_t kMaxCapacity = 1024;
+
+struct CursorStorage {
+  int32_t header[LLAMBA_CURSOR_HEADER];
+  int32_t table[kMaxCapacity + 3];  // [width-1 + capacity]
+};
+
+__device__ inline int32_t* slot_of_block(const llamba_cursor& cursor, const int32_t* slots) {
+  const int32_t slot = slots[blockIdx.x];
+  return slot < 0 || slot >= cursor.nslots ? nullptr : cursor.data + slot * cursor.slot_stride;
+}
+
+__global__ void cursor_reset_kernel(llamba_cursor_reset_args args) {
+  int32_t* header = slot_of_block(args.cursor, args.slots);
+  if (header == nullptr) return;
+  const int32_t position = args.prompt != nullptr ? args.prompt[blockIdx.x] : 0;
+  const bool broken = position < 0;
+  const int32_t checkpoint = args.prompt != nullptr && !broken ? checkpoint_target(position, args.session) : 0;
+  for (int32_t entry = threadIdx.x; entry < table_size(args.cursor); entry += kCursorThreads) {
+    header[LLAMBA_CURSOR_HEADER + entry] = entry_after_reset(entry, checkpoint, args.cursor);
+  }
+  if (threadIdx.x == 0) {
+    header[kPosition] = broken ? 0 : position;
+    header[kLive] = broken ? 0 : position - checkpoint;
+    header[kFold] = 0;
+    header[kNtokens] = broken ? kBrokenStep : kNoStep;
+  }
+}
+
+__global__ void cursor_begin_kernel(llamba_cursor_begin_args args) {
+  int32_t* header = slot_of_block(args.cursor, args.slots);
+  if (header == nullptr || threadIdx.x != 0) return;
+  const int32_t ntokens = args.ntokens[blockIdx.x];
+  const int32_t most_live = args.session.fold_every - 1 + args.session.max_rollback + args.session.max_window;
+  const bool legal = header[kNtokens] == kNoStep && ntokens >= 1 && ntokens <= args.session.max_window &&
+                     header[kLive] <= most_live;
+  header[kFold] = legal ? fold_at_begin(header[kPosition], header[kLive], args.session) : 0;
+  header[kNtokens] = legal ? ntokens : kBrokenStep;
+}
+
+__global__ void cursor_commit_kernel(llamba_cursor_commit_args args) {
+  int32_t* header = slot_of_block(args.cursor, args.slots);
+  if (header == nullptr) return;
+  CursorStorage& old_slot = shared_storage<CursorStorage>();
+  for (int32_t i = threadIdx.x; i < LLAMBA_CURSOR_HEADER; i += kCursorThreads) old_slot.header[i] = header[i];
+  int32_t* table = header + LLAMBA_CURSOR_HEADER;
+  for (int32_t i = threadIdx.x; i < table_size(args.cursor); i += kCursorThreads) old_slot.table[i] = table[i];
+  __syncthreads();  // the whole old slot is in shared memory before any of it is overwritten
+
+  const int32_t accepted = args.accepted[blockIdx.x];
+  const int32_t ntokens = old_slot.header[kNtokens];
+  if (ntokens <= kNoStep || accepted < 0 || accepted > ntokens) {
+    if (threadIdx.x == 0) header[kNtokens] = kBrokenStep;
+    return;
+  }
+  const CommitPlan plan = plan_commit(old_slot.header, old_slot.table, accepted, args.cursor);
+  for (int32_t i = threadIdx.x; i < table_size(args.cursor); i += kCursorThreads) {
+    table[i] = entry_after_commit(i, old_slot.table, plan);
+  }
+  if (threadIdx.x == 0) {
+    header[kPosition] = old_slot.header[kPosition] + accepted;
+    header[kLive] = old_slot.header[kLive] + accepted - plan.fold;
+    header[kFold] = 0;
+    header[kNtokens] = kNoStep;
+  }
+}
+
+}  // namespace llamba

@@ -1,0 +1,200 @@
+/* llamba.h -- the public C interface of llamba_kernels.
+ *
+ * No torch, no CUDA types. Every operator takes one plain struct and returns a status; the sentence that explains a
+ * failure is llamba_last_error(). Strides count elements. A pointer is device memory for *_cuda and host memory for
+ * *_cpu. The *_cpu functions are in libllamba_cpu.so, the *_cuda functions in libllamba_cuda.so; the two libraries
+ * share nothing but this header, so each has its own llamba_last_error.
+ */
+#ifndef LLAMBA_H_
+#define LLAMBA_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LLAMBA_ABI_VERSION 1
+#define LLAMBA_API __attribute__((visibility("default")))
+
+typedef enum {
+  LLAMBA_OK = 0,
+  LLAMBA_VALUE_ERROR = 1, /* a size, an index or a slot's state breaks a rule */
+  LLAMBA_TYPE_ERROR = 2,  /* a dtype, a device or a layout breaks a rule */
+  LLAMBA_CUDA_ERROR = 3,  /* the CUDA runtime refused */
+} llamba_status;
+
+typedef enum { LLAMBA_FLOAT32 = 0, LLAMBA_BFLOAT16 = 1 } llamba_dtype;
+
+LLAMBA_API int llamba_abi_version(void);
+/* The sentence of this thread's last failure, "" if none. Valid until this thread's next failure. */
+LLAMBA_API const char* llamba_last_error(void);
+/* The status of this thread's last failure. */
+LLAMBA_API int llamba_last_status(void);
+/* What libllamba_cuda.so was compiled for, such as "80 86 90a". */
+LLAMBA_API const char* llamba_archs_cuda(void);
+
+/* ---- CPU library: threads and instruction set ---------------------------------------------------------------- */
+
+/* Runs body(begin, end, context) over [begin, end) in pieces of at least `grain`. Returns 0. Serial until set. */
+typedef int (*llamba_parallel_for)(int64_t begin, int64_t end, int64_t grain,
+                                   void (*body)(int64_t begin, int64_t end, void* context), void* context);
+LLAMBA_API void llamba_set_parallel_for_cpu(llamba_parallel_for parallel_for);
+/* "avx512", "avx2" or "generic": what the CPU kernels run as. LLAMBA_CPU_ISA forces one (read once). */
+LLAMBA_API const char* llamba_isa_cpu(void);
+
+/* ---- cursor: which rows of a slot mean what ------------------------------------------------------------------ */
+
+/* One cursor per model, shared by all layers. Slot s is the LLAMBA_CURSOR_HEADER + width-1 + capacity int32 at
+ * data + s * slot_stride:
+ *   position  committed tokens
+ *   live      committed tokens that are not yet in the checkpoint
+ *   fold      how many of the oldest live rows the open step folds into the checkpoint
+ *   ntokens   tokens of the open step; 0: no step is open; -1: a step broke on the device, refused until reset
+ *   table     physical row ids: width-1 conv-tail rows (-1: a zero row), then `live` live rows, then the free rows,
+ *             then -1 up to the end. New tokens take the free rows in order.
+ * The checkpoint is the state after position - live tokens; a slot is fresh (state zero) while that is 0. */
+#define LLAMBA_CURSOR_HEADER 4
+typedef struct {
+  int32_t* data;       /* [nslots, HEADER + width-1 + capacity] */
+  int64_t nslots;      
+  int64_t slot_stride; 
+  int32_t width;       /* conv width, 2 to 4 */
+  int32_t capacity;    /* physical rows per slot */
+} llamba_cursor;
+
+/* Session constants; capacity must be at least width-1 + fold_every-1 + max_rollback + 2 * max_window. */
+typedef struct {
+  int32_t fold_every;   /* W: the checkpoint advances in multiples of it */
+  int32_t max_rollback; /* committed tokens that may still be taken back */
+  int32_t max_window;   /* most tokens in a step */
+} llamba_session;
+
+typedef struct {
+  size_t size;             /* sizeof(this struct) as the caller knows it */
+  llamba_cursor cursor;    /* written */
+  const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
+  const int32_t* prompt;   /* [batch] tokens a prefill has put into the slot, or NULL: none (fresh) */
+  int64_t batch;
+  llamba_session session;  /* read only with prompt */
+} llamba_cursor_reset_args;
+
+typedef struct {
+  size_t size;
+  llamba_cursor cursor;    /* written: fold, ntokens */
+  const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
+  const int32_t* ntokens;  /* [batch], 1 to max_window */
+  int64_t batch;
+  llamba_session session;
+} llamba_cursor_begin_args;
+
+typedef struct {
+  size_t size;
+  llamba_cursor cursor;    /* written */
+  const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
+  const int32_t* accepted; /* [batch] input tokens that stay, 0 to ntokens */
+  int64_t batch;
+} llamba_cursor_commit_args;
+
+LLAMBA_API int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args);
+LLAMBA_API int llamba_cursor_begin_cpu(const llamba_cursor_begin_args* args);
+LLAMBA_API int llamba_cursor_commit_cpu(const llamba_cursor_commit_args* args);
+LLAMBA_API int llamba_cursor_reset_cuda(const llamba_cursor_reset_args* args, void* stream);
+LLAMBA_API int llamba_cursor_begin_cuda(const llamba_cursor_begin_args* args, void* stream);
+LLAMBA_API int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, void* stream);
+
+/* ---- mamba2_verify: conv + SSM of a Mamba-2 layer for the open step ------------------------------------------ */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
+  int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
+  int32_t nheads, headdim, dstate;
+  int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */
+  const void* xBC;            /* [batch, max_ntokens, conv_dim], raw in_proj columns: x, B, C */
+  int64_t xBC_stride_batch, xBC_stride_token;
+  const void* dt;             /* [batch, max_ntokens, nheads], raw: before bias and softplus */
+  int64_t dt_stride_batch, dt_stride_token;
+  const void* conv_weight;    /* [conv_dim, width] */
+  int64_t conv_weight_stride_channel, conv_weight_stride_tap;
+  const void* conv_bias;      /* [conv_dim] or NULL: zero */
+  const float* A;             /* [nheads], negative: -exp(A_log) */
+  const float* D;             /* [nheads] or NULL: zero */
+  const float* dt_bias;       /* [nheads] or NULL: zero */
+  float* checkpoint;          /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
+  int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
+  void* rows;                 /* [nslots, capacity, conv_dim], in/out: the new tokens' rows are written */
+  int64_t rows_stride_slot, rows_stride_row;
+  void* dt_rows;              /* [nslots, capacity, nheads], in/out: as rows */
+  int64_t dt_rows_stride_slot, dt_rows_stride_row;
+  llamba_cursor cursor;       /* read: every slot must have an open step */
+  const int32_t* slots;       /* [batch], unique; < 0: padding */
+  void* out;                  /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_mamba2_verify_args;
+
+LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
+
+/* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* x, z, weight, out */
+  int64_t batch, ntokens, width;
+  int64_t group_size;     /* divides width; each group has its own norm */
+  float eps;              /* > 0 */
+  const void* x;          /* [batch, ntokens, width] */
+  int64_t x_stride_batch, x_stride_token;
+  const void* z;          /* [batch, ntokens, width] or NULL: no gate */
+  int64_t z_stride_batch, z_stride_token;
+  const void* weight;     /* [width] */
+  void* out;              /* [batch, ntokens, width], written; may be x or z */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_gated_rms_norm_args;
+
+LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
+
+/* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* x, weight, bias, out */
+  int64_t batch, ntokens, in_features, out_features;
+  const void* x;          /* [batch, ntokens, in_features] */
+  int64_t x_stride_batch, x_stride_token;
+  const void* weight;     /* [out_features, in_features] */
+  int64_t weight_stride_row;
+  const void* bias;       /* [out_features] or NULL: zero */
+  void* out;              /* [batch, ntokens, out_features], written; overlaps nothing else */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_skinny_linear_args;
+
+LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
+
+/* ---- speculative_accept: how many tokens of a window stay, and the token that follows -------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* logits */
+  int64_t batch, max_window, vocab;
+  double temperature;         /* > 0 */
+  const void* logits;         /* [batch, max_window, vocab], row i for the token after input i; input 0 is pending */
+  int64_t logits_stride_batch, logits_stride_token;
+  const int64_t* drafts;      /* [batch, max_window - 1]: inputs 1, 2, ...; the first ntokens - 1 are read */
+  int64_t drafts_stride_batch;
+  const int32_t* ntokens;     /* [batch], 1 to max_window */
+  const float* draft_probs;   /* [batch, max_window - 1, vocab] or NULL: drafts were certain */
+  int64_t draft_probs_stride_batch, draft_probs_stride_token;
+  const double* uniforms;     /* [batch, max_window] in [0, 1), the last for the next token, or NULL: greedy */
+  int64_t uniforms_stride_batch;
+  int32_t* accepted;          /* [batch], written: inputs that stay, the pending one included */
+  int64_t* next_token;        /* [batch], written */
+} llamba_speculative_accept_args;
+
+LLAMBA_API int llamba_speculative_accept_cpu(const llamba_speculative_accept_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* LLAMBA_H_ */

@@ -1,0 +1,45 @@
+// Table of contents of the native layer: every operator's schema and its implementations. Outputs are arguments
+// (a!, b!, ...); the Python wrappers allocate them.
+#include "ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "llamba.h"
+
+STABLE_TORCH_LIBRARY(llamba, m) {
+  m.def(
+      "cursor_reset(Tensor(a!) cursor, Tensor slots, Tensor? prompt, int width, int fold_every, int max_rollback, "
+      "int max_window) -> ()");
+  m.def(
+      "cursor_begin(Tensor(a!) cursor, Tensor slots, Tensor ntokens, int width, int fold_every, int max_rollback, "
+      "int max_window) -> ()");
+  m.def("cursor_commit(Tensor(a!) cursor, Tensor slots, Tensor accepted, int width) -> ()");
+  m.def(
+      "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
+      "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
+      "Tensor(d!) out, int x_heads, int B_heads, int C_heads) -> ()");
+  m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
+  m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def(
+      "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
+      "float temperature, Tensor(a!) accepted, Tensor(b!) next_token) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
+  m.impl("cursor_reset", TORCH_BOX(&llamba::cursor_reset));
+  m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
+  m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
+  m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
+  m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
+  m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
+  m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
+  m.impl("cursor_reset", TORCH_BOX(&llamba::cursor_reset));
+  m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
+  m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
+}
+
+// The CPU library has no threads of its own: it uses torch's pool.
+static const bool uses_torch_threads = (llamba_set_parallel_for_cpu(torch_parallel_for), true);

@@ -1,0 +1,31 @@
+// The host functions that ops.cpp registers: each checks its tensors, fills the operator's struct of llamba.h and runs
+// it on the tensors' device. Outputs are arguments. Shapes are in the Python wrappers' docstrings and in llamba.h.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace llamba {
+
+using torch::stable::Tensor;
+
+void cursor_reset(const Tensor& cursor, const Tensor& slots, const std::optional<Tensor>& prompt, int64_t width,
+                  int64_t fold_every, int64_t max_rollback, int64_t max_window);
+void cursor_begin(const Tensor& cursor, const Tensor& slots, const Tensor& ntokens, int64_t width, int64_t fold_every,
+                  int64_t max_rollback, int64_t max_window);
+void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, int64_t width);
+void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weight,
+                   const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
+                   const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
+                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& out,
+                   int64_t x_heads, int64_t B_heads, int64_t C_heads);
+void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tensor& weight, double eps,
+                    int64_t group_size, const Tensor& out);
+void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);
+void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,
+                        const std::optional<Tensor>& draft_probs, const std::optional<Tensor>& uniforms,
+                        double temperature, const Tensor& accepted, const Tensor& next_token);
+
+}  // namespace llamba

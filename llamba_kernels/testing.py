@@ -1,0 +1,124 @@
+"""Inputs that tests and benchmarks share."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .cache import Cursor, Session
+from .ops import mamba2_verify
+
+
+@dataclass
+class Mamba2Layer:
+    """A random Mamba-2 layer with its buffers and a cursor of its own: what mamba2_verify is called with."""
+
+    parameters: dict  # conv_weight, conv_bias, A, D, dt_bias
+    checkpoint: Tensor
+    rows: Tensor
+    dt_rows: Tensor
+    cursor: Cursor
+    heads: dict  # x_heads, B_heads, C_heads
+
+    @property
+    def nheads(self) -> int:
+        return self.checkpoint.shape[1]
+
+    @property
+    def conv_dim(self) -> int:
+        return self.rows.shape[-1]
+
+    def arguments(self, xBC: Tensor, dt: Tensor, slots: Tensor) -> tuple:
+        """The positional arguments of mamba2_verify and of its reference."""
+        return (xBC, dt, *self.parameters.values(), self.checkpoint, self.rows, self.dt_rows, self.cursor.table, slots)
+
+    def verify(self, xBC: Tensor, dt: Tensor, slots: Tensor, out: Tensor | None = None) -> Tensor:
+        return mamba2_verify(*self.arguments(xBC, dt, slots), **self.heads, out=out)
+
+    def tokens(self, *shape: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Random raw xBC and dt of shape (*shape, conv_dim) and (*shape, nheads)."""
+        dtype = self.rows.dtype
+        return (
+            torch.randn(*shape, self.conv_dim, generator=generator).to(dtype),
+            torch.randn(*shape, self.nheads, generator=generator).to(dtype),
+        )
+
+    def clone(self, session: Session | None = None) -> "Mamba2Layer":
+        """The same layer with buffers of its own, under another session's constants if given; slots are fresh."""
+        return make_mamba2_layer_like(self, session or self.cursor.session)
+
+
+def make_mamba2_layer(
+    nslots=2, nheads=4, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, dtype=torch.float32, bias=True,
+    session: Session | None = None, generator: torch.Generator | None = None,
+) -> Mamba2Layer:
+    """Parameters as in trained models: A in [-16, -1], dt around 0.001 to 0.1 after softplus. Buffers hold NaN."""
+    session = session or Session()
+    x_heads = x_heads or nheads
+    conv_dim = x_heads * headdim + (B_heads + C_heads) * dstate
+    random = partial(torch.rand, generator=generator)
+    parameters = {
+        "conv_weight": (random(conv_dim, session.width) - 0.5).to(dtype),
+        "conv_bias": (random(conv_dim) - 0.5).to(dtype) if bias else None,
+        "A": -1 - 15 * random(nheads),
+        "D": random(nheads) if bias else None,
+        "dt_bias": -7 + 5 * random(nheads) if bias else None,
+    }
+    heads = {"x_heads": x_heads, "B_heads": B_heads, "C_heads": C_heads}
+    return _with_buffers(parameters, heads, (nslots, nheads, headdim, dstate), dtype, session)
+
+
+def make_mamba2_layer_like(layer: Mamba2Layer, session: Session) -> Mamba2Layer:
+    return _with_buffers(layer.parameters, layer.heads, tuple(layer.checkpoint.shape), layer.rows.dtype, session)
+
+
+def _with_buffers(parameters: dict, heads: dict, state: tuple, dtype: torch.dtype, session: Session) -> Mamba2Layer:
+    nslots, nheads = state[:2]
+    conv_dim = parameters["conv_weight"].shape[0]
+    nan = float("nan")
+    return Mamba2Layer(
+        parameters=parameters,
+        checkpoint=torch.full(state, nan),
+        rows=torch.full((nslots, session.capacity, conv_dim), nan, dtype=dtype),
+        dt_rows=torch.full((nslots, session.capacity, nheads), nan, dtype=dtype),
+        cursor=Cursor(nslots, session),
+        heads=heads,
+    )
+
+
+def make_gated_rms_norm_inputs(shape, width, group_size=None, gate=True, dtype=torch.float32):
+    """Positional arguments of gated_rms_norm; x and z are (*shape, width)."""
+    x = torch.randn(*shape, width).to(dtype)
+    z = torch.randn(*shape, width).to(dtype) if gate else None
+    weight = (1 + 0.1 * torch.randn(width)).to(dtype)
+    return x, z, weight, 1e-5, group_size or width
+
+
+def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype=torch.float32):
+    """Positional arguments of skinny_linear; x is (*shape, in_features)."""
+    x = torch.randn(*shape, in_features).to(dtype)
+    weight = (torch.randn(out_features, in_features) / max(in_features, 1) ** 0.5).to(dtype)
+    return x, weight, torch.randn(out_features).to(dtype) if bias else None
+
+
+def make_speculative_accept_inputs(batch, max_window, vocab, sampled=True, certain=False, dtype=torch.float32):
+    """Positional arguments of speculative_accept: drafts from a q near p, ragged windows, and traps beyond them.
+
+    certain: drafts without probabilities. What must not be read is NaN, or no token id.
+    """
+    logits = (2 * torch.randn(batch, max_window, vocab)).to(dtype)
+    ntokens = torch.randint(1, max_window + 1, (batch,), dtype=torch.int32)
+    draft_probs = torch.softmax(logits[:, :-1].float() + 0.5 * torch.randn(batch, max_window - 1, vocab), dim=-1)
+    drafts = torch.zeros(batch, max_window - 1, dtype=torch.int64)
+    if max_window > 1:
+        drafts = torch.multinomial(draft_probs.flatten(0, 1), 1).view(batch, max_window - 1)
+    uniforms = torch.rand(batch, max_window, dtype=torch.float64)
+    position = torch.arange(max_window - 1)
+    beyond = position >= ntokens[:, None] - 1
+    drafts[beyond] = -99
+    draft_probs[beyond] = float("nan")
+    uniforms[:, :-1][beyond] = float("nan")
+    logits[torch.arange(max_window) >= ntokens[:, None]] = float("nan")
+    has_probs = sampled and not certain
+    return logits, drafts, ntokens, draft_probs if has_probs else None, uniforms if sampled else None, 0.8

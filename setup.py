@@ -1,0 +1,228 @@
+"""Builds the native libraries of llamba_kernels; pyproject.toml has the rest.
+
+libllamba_cpu.so   csrc/common, every *_cpu.cpp, and every *_isa.cpp once per instruction set. No torch.
+_C.so              csrc/ops.cpp and every *_op.cpp, against torch's stable ABI. Links libllamba_cpu.so.
+libllamba_cuda.so  every *_launch.cu and *_cuda.cpp. No torch. Only with nvcc; _C.so opens it at run time.
+
+Environment: LLAMBA_CUDA=0|1|auto (auto: build it if nvcc is found), LLAMBA_CUDA_ARCHS="80 86 90a", MAX_JOBS, CXX,
+CUDACXX or CUDA_HOME. Compiled files stay in build/, so that the next build compiles only what has changed.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml's license, or lack bdist_wheel
+    raise SystemExit(
+        f"llamba_kernels: setuptools must be 77 or newer (pip install -U setuptools); got {setuptools.__version__}"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools.command.build import build  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "llamba_kernels"
+TORCH_TARGET = (2, 11)  # the oldest torch whose stable ABI has all we call; newer ones keep it
+
+# -ffp-contract=off: kernels that promise bits spell out every fma themselves.
+CXX_FLAGS = (
+    "-std=c++20 -O3 -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -Wall "
+    "-Icsrc -Icsrc/include"
+)
+TORCH_FLAGS = f"-DTORCH_STABLE_ONLY -DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
+# -Wno-*uninitialized: GCC 12 warns about its own AVX-512 intrinsics headers.
+ISA_FLAGS = {
+    "generic": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -Wno-uninitialized -Wno-maybe-uninitialized",
+}
+NVCC_FLAGS = (
+    "-std=c++20 -O3 -fmad=false -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Icsrc -Icsrc/include"
+)
+
+
+def stop(sentence):
+    raise SystemExit(f"{PACKAGE}: {sentence}")
+
+
+def find_torch():
+    """The folder of the installed torch; not imported, which would take seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None:
+        stop(
+            "torch must be installed first (pip install torch==2.13.0) and visible to the build "
+            "(pip install --no-build-isolation .); got none"
+        )
+    version = importlib.metadata.version("torch")
+    if tuple(int(number) for number in version.split(".")[:2]) < TORCH_TARGET:
+        stop(f"torch must be {TORCH_TARGET[0]}.{TORCH_TARGET[1]} or newer; got {version}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def find_cxx():
+    cxx = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not cxx or not shutil.which(shlex.split(cxx)[0]):
+        stop(f"a C++ compiler must be installed (g++ 10 or newer, or clang++), or CXX name one; got {cxx or 'none'}")
+    probe = subprocess.run([*shlex.split(cxx), "-std=c++20", "-fsyntax-only", "-xc++", os.devnull], capture_output=True)
+    if probe.returncode != 0:
+        stop(f"the C++ compiler must know -std=c++20 (g++ 10 or newer, or clang++); got {cxx}, which refuses it")
+    return cxx
+
+
+def find_nvcc():
+    """Path of nvcc, or None if the CUDA library is not to be built."""
+    wish = os.environ.get("LLAMBA_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        stop(f"LLAMBA_CUDA must be 0, 1 or auto; got {wish}")
+    if wish == "0":
+        return None
+    if "CUDACXX" in os.environ:
+        candidates = [os.environ["CUDACXX"]]
+    else:
+        homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+        candidates = ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    nvcc = next(filter(None, map(shutil.which, candidates)), None)
+    if nvcc is None and wish == "1":
+        stop(f"nvcc must be on PATH or named by CUDACXX or CUDA_HOME when LLAMBA_CUDA=1; got no {candidates[0]}")
+    return nvcc
+
+
+def find_archs(nvcc):
+    archs = re.split(r"[;,\s]+", os.environ.get("LLAMBA_CUDA_ARCHS", "80 86 90a").strip())
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    for arch in archs:
+        if not re.fullmatch(r"\d+[af]?", arch) or f"sm_{arch.rstrip('af')}" not in known:  # nvcc lists no letters
+            stop(f"LLAMBA_CUDA_ARCHS must name architectures of {nvcc}, such as 80 86 90a; got {arch!r}")
+    return archs
+
+
+def find_ninja():
+    """The ninja of the PyPI package, which need not be on PATH, or the system's."""
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    if not shutil.which("ninja"):
+        stop("ninja must be installed first (pip install ninja); got none")
+    return ["ninja"]
+
+
+class NinjaFile:
+    """build/build.ninja; paths are relative to the repository root, where ninja runs."""
+
+    def __init__(self):
+        self.lines = ["ninja_required_version = 1.5", "builddir = build"]
+
+    def rule(self, name, command, **settings):
+        settings = {"command": command, "description": f"{name} $out", **settings}
+        self.lines += [f"rule {name}", *(f"  {key} = {value}" for key, value in settings.items())]
+
+    def build(self, rule, output, inputs, implicit=(), flags=""):
+        depends = f" | {' '.join(implicit)}" if implicit else ""
+        self.lines += [f"build {output}: {rule} {' '.join(inputs)}{depends}", f"  flags = {flags}"]
+        return output
+
+
+def sources(*patterns):
+    return sorted({path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)})
+
+
+def quote(path):
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
+def ninja_file(torch, cxx, nvcc, archs):
+    """The whole compile graph. Libraries go to build/native."""
+    ninja = NinjaFile()
+    ninja.rule("cxx", f"{cxx} -MD -MF $out.d {CXX_FLAGS} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
+    ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs $flags")
+
+    def compile_cxx(source, flags="", suffix=""):
+        return ninja.build("cxx", f"build/{source}{suffix}.o", [source], flags=flags)
+
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    machine = "-DLLAMBA_X86" if x86 else ""
+    common = [path for path in sources("csrc/common/*.cpp") if not path.endswith(("_op.cpp", "_cuda.cpp"))]
+    kernels = [path for path in sources("csrc/*/*_isa.cpp") if path not in common]
+    objects = [compile_cxx(source, machine) for source in common + sources("csrc/*/*_cpu.cpp")]
+    for source in kernels:
+        for isa in ISA_FLAGS if x86 else ["generic"]:
+            objects.append(compile_cxx(source, f"{machine} -DLLAMBA_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
+    cpu = ninja.build("link", "build/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
+
+    torch_flags = f"{TORCH_FLAGS} -isystem {quote(torch / 'include')}"
+    objects = [compile_cxx(source, torch_flags) for source in sources("csrc/ops.cpp", "csrc/*/*_op.cpp")]
+    # --no-as-needed: libtorch.so itself must stay in NEEDED, through it the weak CUDA stream function is found.
+    libraries = f"-Lbuild/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' -L{quote(torch / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu -ldl"
+    ninja.build("link", "build/native/_C.so", objects, implicit=[cpu], flags=libraries)
+
+    if nvcc:
+        codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
+        log = "> $out.ptxas 2>&1 || (cat $out.ptxas; false)"  # kept: tests read registers and spills from it
+        ninja.rule("nvcc", f"{quote(nvcc)} -MD -MF $out.d {NVCC_FLAGS} {codes} -c $in -o $out {log}", depfile="$out.d", deps="gcc")
+        ninja.rule("nvcc_link", f"{quote(nvcc)} -shared -cudart static -o $out $in -Xlinker --exclude-libs,ALL,-soname,libllamba_cuda.so")
+        objects = [ninja.build("nvcc", f"build/{source}.o", [source]) for source in sources("csrc/*/*_launch.cu")]
+        archs_flag = f"-DLLAMBA_CUDA_ARCHS='\"{' '.join(archs)}\"'"
+        objects += [compile_cxx(source, archs_flag) for source in sources("csrc/*/*_cuda.cpp")]
+        ninja.build("nvcc_link", "build/native/libllamba_cuda.so", [*objects, "build/csrc/common/error.cpp.o"])
+    return "\n".join(ninja.lines) + "\n"
+
+
+class BuildFresh(build):
+    """setuptools never empties its staging folder: a deleted module or an old CUDA library would still be shipped."""
+
+    def run(self):
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+class BuildNative(build_ext):
+    """Runs ninja once for all libraries, then puts them where setuptools expects its extensions."""
+
+    def get_ext_filename(self, fullname):
+        return fullname.replace(".", "/") + ".so"  # no Python ABI tag: the libraries do not use Python
+
+    def build_extensions(self):
+        (ROOT / "build" / "native").mkdir(parents=True, exist_ok=True)
+        (ROOT / "build" / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([*find_ninja(), "-f", "build/build.ninja", *jobs], cwd=ROOT).returncode != 0:
+            stop("the native build must succeed; the compiler's messages are above")
+        for log in [ROOT / "build" / "ptxas.log"] if NVCC else []:
+            log.write_text("\n".join(path.read_text() for path in sorted((ROOT / "build" / "csrc").rglob("*.ptxas"))))
+        for extension in self.extensions:
+            target = Path(self.get_ext_fullpath(extension.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / "build" / "native" / target.name, target)
+
+    def copy_extensions_to_source(self):
+        for path in (ROOT / PACKAGE).glob("*.so"):  # of an earlier build, perhaps one with CUDA
+            path.unlink()
+        super().copy_extensions_to_source()
+
+
+class AnyPython(bdist_wheel):
+    """One wheel for every Python: the libraries use torch's stable ABI and no Python ABI."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+if __name__ == "__main__":
+    if not sys.platform.startswith("linux"):
+        stop(f"the operating system must be Linux; got {sys.platform}")
+    TORCH = find_torch()
+    NVCC = find_nvcc()
+    ARCHS = find_archs(NVCC) if NVCC else []
+    libraries = ["libllamba_cpu", "_C"] + (["libllamba_cuda"] if NVCC else [])
+    setuptools.setup(
+        ext_modules=[setuptools.Extension(f"{PACKAGE}.{library}", []) for library in libraries],
+        cmdclass={"build": BuildFresh, "build_ext": BuildNative, "bdist_wheel": AnyPython},
+    )

@@ -1,0 +1,79 @@
+"""The decode cache: what a prefill hands over, and what it refuses."""
+
+import pytest
+import torch
+
+from llamba_kernels.cache import DecodeCache, Session
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
+from llamba_kernels.models.step import StepModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlambaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, layers=["mamba2", "attention"], max_position_embeddings=64, initializer_range=0.2,
+    )
+    return LlambaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("fold_every, max_rollback", [(1, 0), (4, 0), (4, 3), (5, 9)])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 13])
+def test_prefill_hands_over_what_stepping_would_have_left(model, length, fold_every, max_rollback):
+    """After a prefill, and after the same prompt fed in steps, the next token's logits agree to fp32 round-off."""
+    session = Session(max_window=3, fold_every=fold_every, max_rollback=max_rollback)
+    prompt, more = torch.randint(50, (length,)), torch.randint(50, (1, 3))
+    slot, one, three = (torch.tensor([value], dtype=torch.int32) for value in (0, 1, 3))
+    logits = []
+    for prefill in (True, False):
+        cache = DecodeCache(model.config, 32, session)
+        for layer in cache.layers:  # nothing but what the prefill writes may be read
+            for buffer in vars(layer).values():
+                buffer.fill_(float("nan"))
+        step = StepModel(model, cache)
+        if prefill:
+            logits.append(cache.prefill(model, 0, prompt))
+        else:
+            for token in prompt:
+                cache.cursor.begin(slot, one)
+                last = step(slot, token.view(1, 1))
+                cache.cursor.commit(slot, one)
+            logits.append(last[0, 0])
+        for _ in range(3):
+            cache.cursor.begin(slot, three)
+            logits.append(step(slot, more)[0])
+            cache.cursor.commit(slot, three)
+    for one_way, other_way in zip(logits[:4], logits[4:], strict=True):
+        torch.testing.assert_close(one_way, other_way, rtol=1e-4, atol=1e-5)
+
+
+def test_slots_do_not_disturb_each_other(model):
+    cache = DecodeCache(model.config, 32, Session(max_window=4), nslots=3)
+    step, prompts = StepModel(model, cache), torch.randint(50, (2, 6))
+    alone = []
+    for slot in (0, 2):
+        cache.prefill(model, slot, prompts[slot // 2])
+        one_slot = torch.tensor([slot], dtype=torch.int32)
+        cache.cursor.begin(one_slot, torch.tensor([4], dtype=torch.int32))
+        alone.append(step(one_slot, prompts[slot // 2, None, :4]))
+        cache.cursor.commit(one_slot, torch.tensor([0], dtype=torch.int32))  # taken back entirely
+    slots = torch.tensor([2, 0], dtype=torch.int32)
+    cache.cursor.begin(slots, torch.tensor([4, 4], dtype=torch.int32))
+    both = step(slots, prompts[[1, 0], :4])
+    assert torch.equal(both[0], alone[1][0]) and torch.equal(both[1], alone[0][0])
+
+
+def test_refusals(model):
+    with pytest.raises(ValueError, match=r"^DecodeCache: max_tokens must be at least 1; got 0$"):
+        DecodeCache(model.config, 0)
+    with pytest.raises(ValueError, match=r"^DecodeCache: session.width must be the model's mamba_d_conv = 4; got 3$"):
+        DecodeCache(model.config, 8, Session(width=3))
+    cache = DecodeCache(model.config, 8, Session(max_window=4))
+    with pytest.raises(ValueError, match=r"^prefill: prompt must have 1 to max_tokens = 8 tokens; got 9$"):
+        cache.prefill(model, 0, torch.zeros(9, dtype=torch.int64))
+    cache.prefill(model, 0, torch.zeros(6, dtype=torch.int64))
+    slot = torch.tensor([0], dtype=torch.int32)
+    cache.cursor.begin(slot, torch.tensor([4], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"^step: slot 0 must stay within max_tokens = 8; got 6 \+ 4 tokens$"):
+        StepModel(model, cache)(slot, torch.zeros(1, 4, dtype=torch.int64))

@@ -1,0 +1,136 @@
+"""The command line: quickstart end to end on a tiny teacher, every command on its results, and errors of one line."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+import torch
+from tiny import write_teacher, write_text
+from transformers import AutoModelForCausalLM
+
+from llamba_kernels import cli
+
+STAGES = ("teacher", "converted", "aligned", "hybrid")
+
+
+def llamba(*arguments):
+    """The command in this process, which has paid for the imports already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), patch.object(sys, "argv", ["llamba", *map(str, arguments)]):
+        try:
+            cli.run()
+        except SystemExit as exit:
+            code = exit.code or 0
+        finally:
+            cli.run.verbose = False
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A finished quickstart: teacher folder, text, and the run's own folder."""
+    root = tmp_path_factory.mktemp("cli")
+    write_teacher(root / "llama")
+    write_text(root)
+    done = llamba(*quickstart_arguments(root))
+    assert done.returncode == 0, done.stderr
+    root.joinpath("stdout.txt").write_text(done.stdout)
+    return root
+
+
+def quickstart_arguments(root, layers=2):
+    return ("quickstart", "--out", root / "run", "--teacher", root / "llama", "--data", root / "text.txt",
+            "--layers", layers, "--align-tokens", 2048, "--distill-tokens", 1024)
+
+
+def test_quickstart_ends_with_a_table_a_plot_and_figures(run_dir):
+    results = json.loads((run_dir / "run/results.json").read_text())
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == ["teacher", "deleted", "converted", "aligned", "distilled"]
+    for name in ("teacher", "distilled"):
+        assert rows[name]["identical"] is True
+        assert 1 <= rows[name]["acceptance_length"] <= results["window"]
+    assert len(results["converted_layers"]) == 2 and results["environment"]
+    assert (run_dir / "run/quickstart.png").read_bytes().startswith(b"\x89PNG")
+    table = (run_dir / "stdout.txt").read_text()
+    for name, row in rows.items():
+        assert name in table and f"{row['perplexity']:.3f}" in table
+
+
+def test_every_stage_is_an_ordinary_hugging_face_folder(run_dir):
+    for stage in STAGES:
+        model = AutoModelForCausalLM.from_pretrained(run_dir / "run" / stage)
+        kinds = getattr(model.config, "layers", ["attention"] * 4)
+        assert kinds.count("mamba2") == (0 if stage == "teacher" else 2)
+        assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+def test_quickstart_again_repeats_nothing_and_says_the_same(run_dir):
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "run").rglob("*.safetensors")}
+    again = llamba(*quickstart_arguments(run_dir))
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (run_dir / "run").rglob("*.safetensors")} == before
+    first = (run_dir / "stdout.txt").read_text()
+    assert again.stdout[again.stdout.index("┏") :] == first[first.index("┏") :]
+
+
+def test_quickstart_does_not_mix_settings(run_dir):
+    other = llamba(*quickstart_arguments(run_dir, layers=1))
+    assert other.returncode == 1
+    assert other.stderr.strip().endswith("(or choose another --out); got 1") and "layers must be 2" in other.stderr
+
+
+def test_generate_says_the_same_for_every_window(run_dir):
+    texts = [llamba("generate", run_dir / "run/hybrid", "the state of a", "--max-new-tokens", 24, "--window", window)
+             for window in (1, 5)]
+    assert all(text.returncode == 0 for text in texts), texts[0].stderr
+    assert texts[0].stdout == texts[1].stdout and len(texts[0].stdout) > 10
+    assert "24 tokens" in texts[1].stderr and "tokens per step" in texts[1].stderr
+
+
+def test_rank_eval_bench_and_env(run_dir, tmp_path):
+    ranking = llamba("rank-layers", run_dir / "llama", "--data", run_dir / "text.txt")
+    assert ranking.returncode == 0 and "KL after deletion" in ranking.stdout
+    scores = llamba("eval", run_dir / "run/hybrid", "--teacher", run_dir / "llama", "--data", run_dir / "text.txt")
+    assert scores.returncode == 0 and "layers deleted" in scores.stdout
+    bench = llamba("bench", run_dir / "run/hybrid", "--windows", "1,3", "--prompts", 2, "--max-new-tokens", 8,
+                   "--data", run_dir / "text.txt", "--json", tmp_path / "bench.json")
+    assert bench.returncode == 0, bench.stderr
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["window"] for row in rows] == [1, 3] and all(row["identical"] for row in rows)
+    env = llamba("env")
+    assert env.returncode == 0 and torch.__version__ in env.stdout
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (("generate", "no/such/folder", "x"), "llamba: load_model: path_or_id must be a folder or a hub id owner/name; got no/such/folder"),
+    (("convert", "{root}/llama", "{root}/run/hybrid", "--layers", "1"), "llamba: convert: out_dir must not exist yet, nothing is overwritten; got {root}/run/hybrid"),
+    (("convert", "{root}/llama", "{root}/new"), "llamba: convert: exactly one of --layers and --count must be given; got None and None"),
+    (("convert", "{root}/llama", "{root}/new", "--layers", "1,x"), "llamba: convert: layers must be numbers such as 1,2,4; got 1,x"),
+    (("generate", "{root}/llama", "x", "--dtype", "float8"), "llamba: dtype must be float32 or bfloat16; got float8"),
+    (("quickstart", "--out", "{root}/other", "--data", "{root}/none.txt", "--teacher", "{root}/llama"), None),
+])
+def test_errors_are_one_line(run_dir, arguments, sentence):
+    failed = llamba(*(argument.format(root=run_dir) for argument in arguments))
+    assert failed.returncode == 1
+    lines = failed.stderr.strip().splitlines()
+    if sentence is not None:
+        assert lines == [sentence.format(root=run_dir)]
+    assert lines[-1].startswith("llamba: ") and "Traceback" not in failed.stderr
+
+
+def test_verbose_raises_the_error_itself():
+    with pytest.raises(ValueError, match="^load_model: "):
+        llamba("--verbose", "generate", "no/such/folder", "x")
+
+
+def test_as_a_process():
+    command = [sys.executable, "-c", "from llamba_kernels.cli import run; run()", "generate", "no/such/folder", "x"]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert failed.returncode == 1 and failed.stdout == ""
+    assert failed.stderr == "llamba: load_model: path_or_id must be a folder or a hub id owner/name; got no/such/folder\n"

@@ -1,0 +1,176 @@
+"""cursor_reset, cursor_begin, cursor_commit: the worked trace, random walks against list operations, the protocol."""
+
+import random
+
+import pytest
+import torch
+
+from llamba_kernels import ops
+from llamba_kernels.cache import Cursor, Session
+from python_ref.cursor import SlotRef, cursor_begin_ref, cursor_commit_ref, cursor_reset_ref, packed_ref
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def lists(cursor, slot=0):
+    """Tail, live rows and free rows of a slot, and its position and fold."""
+    row = cursor.table[slot].tolist()
+    position, live, fold, table, tail = row[0], row[1], row[2], row[4:], cursor.session.width - 1
+    free = [entry for entry in table[tail + live :] if entry >= 0]
+    return {"position": position, "fold": fold, "tail": table[:tail], "live": table[tail : tail + live], "free": free}
+
+
+def new_rows(cursor, ntokens, slot=0):
+    return lists(cursor, slot)["free"][:ntokens]
+
+
+def test_worked_trace():
+    """The trace that the design spells out: width 4, W 4, windows of 5; a prompt of 2, then accept 5, 1, 3."""
+    cursor = Cursor(1, Session(max_window=5, fold_every=4, max_rollback=0, width=4))
+    slot = int32(0)
+    cursor.reset(slot, int32(2))
+    state = lists(cursor)
+    assert (state["live"], state["position"], state["tail"]) == ([0, 1], 2, [-1, -1, -1])
+
+    cursor.begin(slot, int32(5))
+    assert lists(cursor)["fold"] == 0 and new_rows(cursor, 5) == [2, 3, 4, 5, 6]
+    cursor.commit(slot, int32(5))
+    assert (lists(cursor)["live"], lists(cursor)["position"]) == ([0, 1, 2, 3, 4, 5, 6], 7)
+
+    cursor.begin(slot, int32(5))
+    assert lists(cursor)["fold"] == 4 and new_rows(cursor, 5) == [7, 8, 9, 10, 11]
+    cursor.commit(slot, int32(1))
+    state = lists(cursor)
+    assert (state["tail"], state["live"], state["position"]) == ([1, 2, 3], [4, 5, 6, 7], 8)
+
+    cursor.begin(slot, int32(5))
+    assert lists(cursor)["fold"] == 4 and new_rows(cursor, 5) == [12, 13, 14, 15, 8]
+    cursor.commit(slot, int32(3))
+    state = lists(cursor)
+    assert (state["tail"], state["live"], state["position"]) == ([5, 6, 7], [12, 13, 14], 11)
+
+    cursor.begin(slot, int32(5))
+    assert lists(cursor)["fold"] == 0
+
+
+def test_prefill_handover():
+    """P 103, W 4, max_rollback 0: state 100, tail 97-99, live 100-102, in rows numbered upwards."""
+    cursor = Cursor(1, Session(max_window=4, fold_every=4, max_rollback=0, width=4))
+    cursor.reset(int32(0), int32(103))
+    state = lists(cursor)
+    assert (state["position"], state["tail"], state["live"]) == (103, [0, 1, 2], [3, 4, 5])
+    assert cursor.session.fold_point(103) == 100
+
+
+@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("fold_every, max_rollback, max_window", [(1, 0, 1), (1, 0, 8), (4, 0, 5), (4, 6, 5), (3, 1, 2), (16, 0, 4)])
+def test_random_walk_equals_list_operations(width, fold_every, max_rollback, max_window):
+    rng = random.Random(0)
+    session = Session(max_window, fold_every, max_rollback, width)
+    cursor = Cursor(3, session)
+    refs = {slot: SlotRef(width, session.capacity, fold_every, max_rollback) for slot in (0, 2)}
+    for slot, ref in refs.items():
+        prompt = rng.randrange(0, 3 * fold_every + 4)
+        cursor.reset(int32(slot), int32(prompt))
+        cursor_reset_ref(ref, prompt)
+    bystander = cursor.table[1].clone()
+    for _ in range(120):
+        batch = [0, -1, 2] if rng.random() < 0.7 else [rng.choice([0, 2])]
+        ntokens = [rng.randint(1, max_window) for _ in batch]
+        cursor.begin(int32(*batch), int32(*ntokens))
+        for slot, count in zip(batch, ntokens, strict=True):
+            if slot >= 0:
+                taken = cursor_begin_ref(refs[slot], count)
+                assert len(taken) == count, "the session's capacity ran out of rows"
+                assert cursor.table[slot].tolist() == packed_ref(refs[slot])
+        accepted = [rng.randint(0, count) for count in ntokens]
+        cursor.commit(int32(*batch), int32(*accepted))
+        for slot, count in zip(batch, accepted, strict=True):
+            if slot >= 0:
+                cursor_commit_ref(refs[slot], count)
+                assert cursor.table[slot].tolist() == packed_ref(refs[slot])
+                rows = [row for row in cursor.table[slot, 4:].tolist() if row >= 0]
+                assert sorted(rows) == list(range(session.capacity)), "a physical row was lost or doubled"
+        if rng.random() < 0.05:
+            slot = rng.choice([0, 2])
+            cursor.reset(int32(slot))
+            cursor_reset_ref(refs[slot])
+    assert torch.equal(cursor.table[1], bystander)
+
+
+def test_open_slot_is_refused_until_reset():
+    cursor = Cursor(2, Session(max_window=4))
+    cursor.begin(int32(0), int32(3))
+    before = cursor.table.clone()
+    with pytest.raises(ValueError, match=r"^cursor_begin: slot 0 must have no open step .*; got an open step of 3 tokens$"):
+        cursor.begin(int32(1, 0), int32(1, 1))
+    assert torch.equal(cursor.table, before), "a refused call changed the cursor"
+    cursor.reset(int32(0))
+    cursor.begin(int32(1, 0), int32(1, 1))
+
+
+SESSION = {"width": 4, "fold_every": 2, "max_rollback": 1, "max_window": 3}
+REFUSALS = [
+    (lambda c: ops.cursor_begin(c, int32(2), int32(1), **SESSION), "cursor_begin: slots must be below nslots = 2; got 2 at index 0"),
+    (lambda c: ops.cursor_begin(c, int32(1, 1), int32(1, 1), **SESSION), "cursor_begin: slots must name a slot at most once; got 1 twice"),
+    (lambda c: ops.cursor_begin(c, int32(0), int32(4), **SESSION), "cursor_begin: ntokens must be 1 to max_window = 3; got 4 for slot 0"),
+    (lambda c: ops.cursor_begin(c, int32(0), int32(0), **SESSION), "cursor_begin: ntokens must be 1 to max_window = 3; got 0 for slot 0"),
+    (lambda c: ops.cursor_begin(c, int32(0), int32(1, 2), **SESSION), "cursor_begin: ntokens must have shape (batch) = (1,); got (2,)"),
+    (lambda c: ops.cursor_commit(c, int32(0), int32(1), width=4), "cursor_commit: slot 0 must have an open step; got none (begin opens it)"),
+    (lambda c: ops.cursor_reset(c, int32(0), int32(-1), **SESSION), "cursor_reset: prompt must be at least 0 tokens; got -1 for slot 0"),
+    (lambda c: ops.cursor_reset(c, int32(0), width=5), "cursor_reset: width must be 2 to 4; got 5"),
+    (lambda c: ops.cursor_begin(c[:, :12], int32(0), int32(1), **SESSION),
+     "cursor_begin: cursor must have at least width-1 + fold_every-1 + max_rollback + 2*max_window = 11 physical rows per slot; got 5"),
+    (lambda c: ops.cursor_reset(c[:, :10], int32(0), width=4),
+     "cursor_reset: cursor must have at least width + 1 = 5 physical rows per slot; got 3 (its last dimension is 4 + width - 1 + rows)"),
+    (lambda c: ops.cursor_reset(c, torch.tensor([0]), width=4), "cursor_reset: slots must be int32; got int64"),
+    (lambda c: ops.cursor_reset(c.long(), int32(0), width=4), "cursor_reset: cursor must be int32; got int64"),
+]
+
+
+@pytest.mark.parametrize("refused, sentence", REFUSALS, ids=[sentence.split(";")[0] for _, sentence in REFUSALS])
+def test_refusals_are_one_sentence_and_change_nothing(refused, sentence):
+    session = Session(3, 2, 1, 4)
+    cursor = Cursor(2, session)
+    before = cursor.table.clone()
+    with pytest.raises(TypeError if "must be int32" in sentence else ValueError) as error:
+        refused(cursor.table)
+    assert str(error.value) == sentence
+    assert torch.equal(cursor.table, before)
+
+
+def test_commit_refuses_more_than_the_step_has():
+    cursor = Cursor(1, Session(max_window=4))
+    cursor.begin(int32(0), int32(2))
+    with pytest.raises(ValueError, match=r"^cursor_commit: accepted must be 0 to ntokens = 2; got 3 for slot 0$"):
+        cursor.commit(int32(0), int32(3))
+    cursor.commit(int32(0), int32(2))
+
+
+def test_strided_table_leaves_its_neighbours_alone():
+    session = Session(max_window=4, fold_every=4)
+    wide = torch.full((2, 3 + 4 + 3 + session.capacity + 5), 77, dtype=torch.int32)
+    table = wide[:, 3:-5]
+    constants = {"width": 4, "fold_every": 4, "max_rollback": 0, "max_window": 4}
+    ops.cursor_reset(table, int32(0, 1), int32(9, 0), **constants)
+    ops.cursor_begin(table, int32(0, 1), int32(4, 2), **constants)
+    ops.cursor_commit(table, int32(0, 1), int32(2, 2), width=4)
+    dense = Cursor(2, session)
+    dense.reset(int32(0, 1), int32(9, 0))
+    dense.begin(int32(0, 1), int32(4, 2))
+    dense.commit(int32(0, 1), int32(2, 2))
+    assert torch.equal(table, dense.table)
+    assert bool((wide[:, :3] == 77).all()) and bool((wide[:, -5:] == 77).all())
+
+
+@pytest.mark.parametrize("op", ["cursor_reset", "cursor_begin", "cursor_commit"])
+def test_opcheck(op):
+    table = Cursor(2, Session(3, 2, 1, 4)).table
+    if op == "cursor_commit":
+        ops.cursor_begin(table, int32(0, 1), int32(2, 3), **SESSION)
+        args = (table, int32(0, 1), int32(1, 3), 4)
+    else:
+        args = (table, int32(0, 1), int32(2, 3), *SESSION.values())
+    torch.library.opcheck(getattr(torch.ops.llamba, op).default, args)

@@ -1,0 +1,58 @@
+"""The CPU kernels of every instruction set: AVX2 gives the bits of AVX-512, the portable set the same values."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import assert_bitwise
+
+from llamba_kernels.env import describe
+from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
+from llamba_kernels.testing import (
+    make_gated_rms_norm_inputs,
+    make_skinny_linear_inputs,
+    make_speculative_accept_inputs,
+)
+
+
+def outputs():
+    """Every operator on sizes that fill vectors and on sizes that do not."""
+    torch.manual_seed(0)
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for width in (64, 85):
+            case = f"{dtype} {width}"
+            results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))
+            results[f"skinny_linear {case}"] = skinny_linear(*make_skinny_linear_inputs((5,), width, 11, dtype=dtype))
+            inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
+            results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
+            greedy = speculative_accept(*inputs[:3])
+            results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
+    return results
+
+
+@pytest.fixture(scope="module")
+def best():
+    return outputs()
+
+
+@pytest.mark.parametrize("isa", ["avx2", "generic"])
+def test_other_instruction_sets(isa, best, tmp_path):
+    file = tmp_path / "outputs.pt"
+    environment = {**os.environ, "LLAMBA_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, __file__, file], env=environment, check=True)
+    saved = torch.load(file)
+    if saved.pop("isa") != isa:
+        pytest.skip(f"this processor has no {isa}")
+    for name, expected in best.items():
+        if isa == "generic" and expected.is_floating_point():  # it has no fused multiply-add
+            tolerance = 32 * torch.finfo(expected.dtype).eps
+            torch.testing.assert_close(saved[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        else:
+            assert_bitwise(saved[name], expected)
+
+
+if __name__ == "__main__":
+    torch.save({"isa": describe()["cpu kernels"].split()[0], **outputs()}, sys.argv[1])

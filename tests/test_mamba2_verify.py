@@ -1,0 +1,267 @@
+"""mamba2_verify: against the fp64 reference, verify(K) against K one-token calls bit for bit, and what it must not touch."""
+
+import random
+
+import pytest
+import torch
+
+from llamba_kernels.cache import Session
+from llamba_kernels.testing import make_mamba2_layer
+from python_ref.mamba2_verify import mamba2_sequence_ref, mamba2_verify_ref
+from helpers import assert_bitwise, assert_close_to_ref
+
+NAN = float("nan")
+BASE = dict(nheads=8, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, width=4, dtype=torch.float32, bias=True)
+CASES = {
+    "base": {},
+    "smollm2-135m": dict(nheads=9, x_heads=3, B_heads=3, C_heads=9),
+    "one head": dict(nheads=1),
+    "groups per head": dict(nheads=4, B_heads=4, C_heads=4),
+    "shared x": dict(nheads=6, x_heads=2, B_heads=3, C_heads=6),
+    "headdim 80": dict(headdim=80),
+    "headdim 5": dict(headdim=5),
+    "dstate 16": dict(dstate=16),
+    "dstate 96": dict(dstate=96),
+    "dstate 128": dict(nheads=2, dstate=128),
+    "dstate 256": dict(nheads=2, dstate=256),
+    "width 2": dict(width=2),
+    "width 3": dict(width=3),
+    "no bias, no D": dict(bias=False),
+    "bf16": dict(dtype=torch.bfloat16),
+    "bf16 shared x": dict(dtype=torch.bfloat16, nheads=6, x_heads=2, B_heads=3, C_heads=6),
+}
+
+
+def make_layer(seed=0, nslots=2, max_window=5, fold_every=4, max_rollback=0, **change):
+    case = BASE | change
+    session = Session(max_window, fold_every, max_rollback, case.pop("width"))
+    return make_mamba2_layer(nslots, session=session, generator=torch.Generator().manual_seed(seed), **case)
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def poison_free_rows(layer, slot):
+    """What no step may read: the rows that are neither tail nor live."""
+    live, table = int(layer.cursor.table[slot, 1]), layer.cursor.table[slot, 4:].tolist()
+    free = [row for row in table[layer.cursor.session.width - 1 + live :] if row >= 0]
+    layer.rows[slot, free] = NAN
+    layer.dt_rows[slot, free] = NAN
+
+
+def walk(layer, steps, rng, generator, slot=1, verify=None):
+    """A random-acceptance walk on one slot: yields the window (xBC, dt), what was accepted, and the outputs."""
+    verify = verify or layer.verify
+    for _ in range(steps):
+        ntokens = rng.randint(1, layer.cursor.session.max_window)
+        accepted = rng.randint(0, ntokens)
+        xBC, dt = layer.tokens(1, ntokens, generator=generator)
+        layer.cursor.begin(int32(slot), int32(ntokens))
+        poison_free_rows(layer, slot)
+        out = verify(xBC, dt, int32(slot))
+        layer.cursor.commit(int32(slot), int32(accepted))
+        yield xBC, dt, accepted, out
+
+
+@pytest.mark.parametrize("change", CASES.values(), ids=CASES)
+def test_values_against_fp64_reference(change):
+    """At most twice the error of the same formula in PyTorch at the same dtypes; outputs and checkpoints of all steps
+    of three walks, pooled: a state is a sum of few rank-one terms, so in one alone an unlucky rounding fills a whole row.
+    """
+    outs, states = [[], [], []], [[], [], []]  # of the op, of the fp64 reference, of PyTorch at the op's dtypes
+    for seed in range(3):
+        layer, wide, torch_layer = (make_layer(seed, **change) for _ in range(3))
+        wide.checkpoint = wide.checkpoint.double()
+        generator = torch.Generator().manual_seed(seed + 10)
+        for xBC, dt, accepted, out in walk(layer, 8, random.Random(seed), generator):
+            outs[0].append(out.flatten())
+            for i, (other, compute) in enumerate(((wide, torch.float64), (torch_layer, torch.float32)), start=1):
+                other.cursor.begin(int32(1), int32(xBC.shape[1]))
+                ref = mamba2_verify_ref(*other.arguments(xBC, dt, int32(1)), **other.heads, compute_dtype=compute)
+                outs[i].append((ref if other is wide else ref.to(out.dtype)).flatten())
+                other.cursor.commit(int32(1), int32(accepted))
+            if int(layer.cursor.table[1, 0]) > int(layer.cursor.table[1, 1]):  # not fresh: a checkpoint has been written
+                for kept, each in zip(states, (layer, wide, torch_layer), strict=True):
+                    kept.append(each.checkpoint[1].flatten())
+        assert_same_rows(layer, wide, slot=1)
+    assert_close_to_ref(*map(torch.cat, outs))
+    assert_close_to_ref(*map(torch.cat, states))
+
+
+def assert_same_rows(layer, other, slot):
+    """The rows that the cursor calls tail or live are the raw inputs, bit for bit."""
+    assert_bitwise(layer.cursor.table, other.cursor.table)
+    used = layer.cursor.session.width - 1 + int(layer.cursor.table[slot, 1])
+    rows = [row for row in layer.cursor.table[slot, 4 : 4 + used].tolist() if row >= 0]
+    assert_bitwise(layer.rows[slot, rows], other.rows[slot, rows])
+    assert_bitwise(layer.dt_rows[slot, rows], other.dt_rows[slot, rows])
+
+
+SESSIONS = [(4, 0, 5), (1, 0, 8), (3, 4, 4)]  # fold_every, max_rollback, max_window
+WALKS = [(name, SESSIONS[0]) for name in CASES] + [(name, s) for name in ("base", "bf16 shared x") for s in SESSIONS[1:]]
+
+
+@pytest.mark.parametrize("name, session", WALKS, ids=str)
+def test_verify_equals_one_token_calls_bit_for_bit(name, session):
+    """60 steps of random acceptance, with folds and row wrap-around, against plain decoding under other constants."""
+    change, (fold_every, max_rollback, max_window) = CASES[name], session
+    layer = make_layer(fold_every=fold_every, max_rollback=max_rollback, max_window=max_window, **change)
+    plain = make_layer(nslots=3, fold_every=1, max_window=1, **change)  # other rows, folds and slot
+    rng, generator = random.Random(2), torch.Generator().manual_seed(3)
+    folds = 0
+    for xBC, dt, accepted, out in walk(layer, 60, rng, generator):
+        for t in range(accepted):
+            plain.cursor.begin(int32(0), int32(1))
+            poison_free_rows(plain, 0)
+            folds += int(plain.cursor.table[0, 2])
+            single = plain.verify(xBC[:, t : t + 1], dt[:, t : t + 1], int32(0))
+            plain.cursor.commit(int32(0), int32(1))
+            assert_bitwise(out[:, t], single[:, 0])
+    assert folds > 60 and int(layer.cursor.table[1, 0]) > 4 * layer.cursor.session.capacity, "the walk wrapped nothing"
+
+
+def test_reference_equals_matrix_form():
+    """The token loop in float64 against the quadratic form over the whole sequence: two formulations of the layer."""
+    change = dict(nheads=6, x_heads=2, B_heads=3, C_heads=6)
+    layer, generator = make_layer(**change), torch.Generator().manual_seed(4)
+    layer.checkpoint = layer.checkpoint.double()
+    kept = []
+
+    def verify(xBC, dt, slots):
+        return mamba2_verify_ref(*layer.arguments(xBC, dt, slots), **layer.heads)
+
+    for xBC, dt, accepted, out in walk(layer, 20, random.Random(5), generator, verify=verify):
+        kept.append((xBC[0, :accepted], dt[0, :accepted], out[0, :accepted]))
+    xBC, dt, out = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    p = layer.parameters
+    expected = mamba2_sequence_ref(
+        xBC, dt, p["conv_weight"], p["conv_bias"], p["A"], p["D"], p["dt_bias"], **layer.heads, dstate=64
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-7)  # the conv output is rounded to fp32 in both
+
+
+def test_batch_padding_bystanders_and_sentinels():
+    """A mixed batch with padding equals each sequence alone; nothing outside what the op owns changes a bit."""
+    layer, alone = make_layer(nslots=4), make_layer(nslots=4)
+    generator = torch.Generator().manual_seed(6)
+    for slot, ntokens in ((0, 3), (3, 5), (0, 2), (3, 1)):  # give the two slots different histories
+        xBC, dt = layer.tokens(1, ntokens, generator=generator)
+        for each in (layer, alone):
+            each.cursor.begin(int32(slot), int32(ntokens))
+            each.verify(xBC, dt, int32(slot))
+            each.cursor.commit(int32(slot), int32(ntokens))
+    bystanders = [t[[1, 2]].clone() for t in (layer.checkpoint, layer.rows, layer.dt_rows)]
+
+    slots, ntokens = int32(3, -1, 0), int32(2, 1, 4)
+    xBC, dt = layer.tokens(3, 5, generator=generator)
+    xBC[1], dt[1] = NAN, NAN
+    xBC[0, 2:], dt[0, 2:] = NAN, NAN
+    wide = torch.full((3, 7, layer.nheads, 64 + 9), 777.0)
+    out = wide[:, 1:-1, :, 4:-5]
+    layer.cursor.begin(slots, ntokens)
+    layer.verify(xBC, dt, slots, out=out)
+    alone.cursor.begin(slots, ntokens)
+    for i in (2, 0):
+        n = int(ntokens[i])
+        assert_bitwise(out[i : i + 1, :n], alone.verify(xBC[i : i + 1, :n], dt[i : i + 1, :n], slots[i : i + 1]))
+    assert not out[1].any() and not out[0, 2:].any() and not out[2, 4:].any(), "rows beyond ntokens must be zero"
+    out.fill_(777.0)
+    assert bool((wide == 777.0).all()), "the op wrote outside out"
+    for before, after in zip(bystanders, (layer.checkpoint, layer.rows, layer.dt_rows), strict=True):
+        assert_bitwise(after[[1, 2]], before)
+
+
+def test_sliced_inputs_equal_dense_ones():
+    layer, dense = make_layer(), make_layer()
+    xBC, dt = layer.tokens(1, 4)
+    projected = torch.full((1, 4, 7 + layer.conv_dim + layer.nheads + 3), NAN)
+    projected[..., 7 : 7 + layer.conv_dim], projected[..., 7 + layer.conv_dim : -3] = xBC, dt
+    sliced = projected[..., 7 : 7 + layer.conv_dim], projected[..., 7 + layer.conv_dim : -3]
+    layer.parameters["conv_weight"] = layer.parameters["conv_weight"].t().contiguous().t()
+    for name in ("rows", "dt_rows"):
+        buffer = getattr(layer, name)
+        setattr(layer, name, torch.full((*buffer.shape[:2], buffer.shape[2] + 5), NAN)[..., 2:-3])
+    layer.checkpoint = torch.full((2, 8, 64, 80), NAN)[..., 5 : 5 + 64]
+    for _ in range(3):
+        outs = []
+        for each, inputs in ((layer, sliced), (dense, (xBC, dt))):
+            each.cursor.begin(int32(0), int32(4))
+            outs.append(each.verify(*inputs, int32(0)))
+            each.cursor.commit(int32(0), int32(3))
+        assert_bitwise(outs[0], outs[1])
+    assert_bitwise(layer.checkpoint[0], dense.checkpoint[0])
+
+
+def test_slot_reuse_after_reset_ignores_the_old_state():
+    layer, fresh = make_layer(), make_layer()
+    list(walk(layer, 20, random.Random(7), torch.Generator().manual_seed(8), slot=0))
+    layer.cursor.reset(int32(0))
+    xBC, dt = layer.tokens(1, 5)
+    for _ in range(3):
+        outs = []
+        for each in (layer, fresh):
+            each.cursor.begin(int32(0), int32(5))
+            outs.append(each.verify(xBC, dt, int32(0)))
+            each.cursor.commit(int32(0), int32(5))
+        assert_bitwise(outs[0], outs[1])
+
+
+def changed(name, value):
+    def change(arguments, heads):
+        names = ["xBC", "dt", "conv_weight", "conv_bias", "A", "D", "dt_bias", "checkpoint", "rows", "dt_rows", "cursor", "slots"]
+        if name in heads:
+            return arguments, heads | {name: value}
+        arguments = list(arguments)
+        index = names.index(name)
+        arguments[index] = value(arguments[index])
+        return arguments, heads
+
+    return change
+
+
+REFUSALS = [
+    (changed("xBC", lambda t: t.half()), "mamba2_verify: xBC must be float32 or bfloat16; got float16"),
+    (changed("dt", lambda t: t.bfloat16()), "mamba2_verify: dt must have the dtype of xBC, float32; got bfloat16"),
+    (changed("xBC", lambda t: t[..., :-1]),
+     "mamba2_verify: xBC must have shape (batch, max_ntokens, x_heads * headdim + (B_heads + C_heads) * dstate) = (1, 3, 640); got (1, 3, 639)"),
+    (changed("A", lambda t: t[:-1]), "mamba2_verify: A must have shape (nheads) = (8,); got (7,)"),
+    (changed("slots", lambda t: t + 5), "mamba2_verify: slots must be below nslots = 2; got 5 at index 0"),
+    (changed("slots", lambda t: t + 1), "mamba2_verify: slot 1 must have an open step; got none (cursor_begin opens it)"),
+    (changed("x_heads", 3), None),
+    (changed("rows", lambda t: t[:, :-1]), None),
+    (changed("checkpoint", lambda t: t.bfloat16()), "mamba2_verify: checkpoint must be float32; got bfloat16"),
+    (changed("cursor", lambda t: torch.full_like(t, 500)), None),
+]
+
+
+@pytest.mark.parametrize("change, sentence", REFUSALS, ids=[f"{i} {s.split(';')[0] if s else ''}" for i, (_, s) in enumerate(REFUSALS)])
+def test_refusals_are_one_sentence_and_change_nothing(change, sentence):
+    from llamba_kernels.ops import mamba2_verify
+
+    layer = make_layer()
+    layer.cursor.begin(int32(0), int32(3))
+    before = [t.clone() for t in (layer.checkpoint, layer.rows, layer.dt_rows, layer.cursor.table)]
+    arguments, heads = change(layer.arguments(*layer.tokens(1, 3), int32(0)), layer.heads)
+    with pytest.raises((ValueError, TypeError)) as error:
+        mamba2_verify(*arguments, **heads)
+    text = str(error.value)
+    assert text == sentence or (sentence is None and text.startswith("mamba2_verify: ") and "; got " in text and "\n" not in text)
+    for old, new in zip(before, (layer.checkpoint, layer.rows, layer.dt_rows, layer.cursor.table), strict=True):
+        assert_bitwise(new, old)
+
+
+def test_step_longer_than_the_input_is_refused():
+    layer = make_layer()
+    layer.cursor.begin(int32(0), int32(4))
+    with pytest.raises(ValueError, match=r"^mamba2_verify: xBC must hold the open step's 4 tokens of slot 0; got 3$"):
+        layer.verify(*layer.tokens(1, 3), int32(0))
+
+
+def test_opcheck():
+    layer = make_layer()
+    layer.checkpoint.zero_(), layer.rows.zero_(), layer.dt_rows.zero_()
+    layer.cursor.begin(int32(0), int32(3))
+    out = torch.zeros(1, 3, 8, 64)
+    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), out, *layer.heads.values())
+    torch.library.opcheck(torch.ops.llamba.mamba2_verify.default, args)

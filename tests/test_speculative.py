@@ -1,0 +1,210 @@
+"""Speculative decoding: the same tokens as plain decoding, from a model whose cached steps equal its full forward."""
+
+import pytest
+import torch
+
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
+from llamba_kernels.speculative import PromptLookup, SpeculativeDecoder
+
+PROMPT = [5, 6, 7, 8, 5, 6, 7, 9, 5, 6]
+
+
+def tiny_model(layers=("attention", "mamba2", "attention", "mamba2"), dtype=torch.float32, seed=0):
+    """Random weights, wide enough apart that greedy output is not one repeated token."""
+    torch.manual_seed(seed)
+    config = LlambaConfig(
+        vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=len(layers), num_attention_heads=6,
+        num_key_value_heads=2, head_dim=16, layers=list(layers), max_position_embeddings=256, initializer_range=0.2,
+        eos_token_id=None, bos_token_id=None,
+    )
+    return LlambaForCausalLM(config).eval().to(dtype)
+
+
+class ScriptedDraft:
+    """Proposes what the model itself will say, wrong from the n-th token on: forces how many drafts are accepted."""
+
+    def __init__(self, output, right):
+        self.output, self.right = output, right
+
+    def reset(self, context):
+        self.done = len(context) - len(PROMPT)
+
+    def extend(self, tokens):
+        self.done += len(tokens)
+
+    def propose(self, most):
+        tokens = self.output[self.done : self.done + most]
+        return [token if i < self.right else (token + 1) % 61 for i, token in enumerate(tokens)]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    model = tiny_model()
+    return model, SpeculativeDecoder(model, window=1).generate(PROMPT, 60).tokens
+
+
+def test_plain_decoding_equals_recomputing_the_sequence(plain):
+    model, tokens = plain
+    recomputed = model.generate(torch.tensor([PROMPT]), max_new_tokens=60, do_sample=False)[0, len(PROMPT) :]
+    assert tokens == recomputed.tolist()
+    assert len(set(tokens)) > 5, "the model repeats itself: the comparison would prove little"
+
+
+@pytest.mark.parametrize("fold_every", [1, 4])
+@pytest.mark.parametrize("window", range(1, 9))
+def test_greedy_equals_plain(plain, window, fold_every):
+    model, expected = plain
+    decoder = SpeculativeDecoder(model, window=window, fold_every=fold_every)
+    assert decoder.generate(PROMPT, 60).tokens == expected
+
+
+@pytest.mark.parametrize("right", [0, 1, 2, 7])
+def test_forced_acceptance(plain, right):
+    """Rejecting every draft, some, or none gives the same tokens, and the statistics count them."""
+    model, expected = plain
+    result = SpeculativeDecoder(model, window=5, draft=ScriptedDraft(expected, right)).generate(PROMPT, 60)
+    assert result.tokens == expected
+    per_step = min(right, 4) + 1
+    assert result.stats.acceptance_length == pytest.approx(per_step, abs=0.25)
+    assert result.stats.accepted_drafts == result.stats.tokens - 1 - result.stats.steps
+
+
+@pytest.mark.parametrize("layers", [["attention"] * 3, ["mamba2"] * 3], ids=["attention only", "mamba2 only"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_equals_plain_for_other_stacks(layers, dtype):
+    model = tiny_model(layers, dtype)
+    expected = SpeculativeDecoder(model, window=1).generate(PROMPT, 40).tokens
+    for draft in (PromptLookup(), ScriptedDraft(expected, 2)):
+        assert SpeculativeDecoder(model, window=4, draft=draft).generate(PROMPT, 40).tokens == expected
+
+
+def test_step_logits_are_bit_identical_across_windows(plain):
+    """Not only the argmax: the logits of a token have the same bits alone and in a window."""
+    model, tokens = plain
+    logits = {}
+    for window in (1, 4):
+        decoder = SpeculativeDecoder(model, window=window)
+        decoder.cache.prefill(model, 0, torch.tensor(PROMPT))
+        rows = []
+        for start in range(0, 12, window):
+            decoder.cache.cursor.begin(decoder.slots, torch.tensor([window], dtype=torch.int32))
+            rows.append(decoder.step(decoder.slots, torch.tensor([tokens[start : start + window]]))[0].clone())
+            decoder.cache.cursor.commit(decoder.slots, torch.tensor([window], dtype=torch.int32))
+        logits[window] = torch.cat(rows)
+    assert torch.equal(logits[1], logits[4])
+
+
+def test_one_token_prompt(plain):
+    model, _ = plain
+    expected = model.generate(torch.tensor([[7]]), max_new_tokens=20, do_sample=False)[0, 1:].tolist()
+    assert SpeculativeDecoder(model, window=4).generate([7], 20).tokens == expected
+
+
+def test_stops_at_eos_and_at_max_new_tokens(plain):
+    model, expected = plain
+    eos = expected[17]
+    end = expected.index(eos) + 1
+    for window in (1, 6):
+        decoder = SpeculativeDecoder(model, window=window, draft=ScriptedDraft(expected, 7))
+        assert decoder.generate(PROMPT, 60, eos_token_id=eos).tokens == expected[:end]
+        for count in (1, 2, 11):
+            assert decoder.generate(PROMPT, count).tokens == expected[:count]
+
+
+def test_stream_yields_the_tokens_of_each_step(plain):
+    model, expected = plain
+    bursts = list(SpeculativeDecoder(model, window=5, draft=ScriptedDraft(expected, 7)).stream(PROMPT, 31))
+    assert [len(burst) for burst in bursts] == [1, 5, 5, 5, 5, 5, 5]
+    assert [token for burst in bursts for token in burst] == expected[:31]
+
+
+def test_sampling_is_seeded_and_varies(plain):
+    model, _ = plain
+    decoder = SpeculativeDecoder(model, window=4)
+    first = decoder.generate(PROMPT, 30, temperature=1.0, seed=1).tokens
+    assert decoder.generate(PROMPT, 30, temperature=1.0, seed=1).tokens == first
+    assert decoder.generate(PROMPT, 30, temperature=1.0, seed=2).tokens != first
+
+
+def test_sampled_tokens_have_the_model_s_distribution():
+    """The second and third token after a prompt, speculated with a draft that is often right, against exact odds."""
+    model = tiny_model(["mamba2", "attention"], seed=3)
+    samples, temperature = 1500, 0.7
+    with torch.inference_mode():
+        first = int(model(torch.tensor([PROMPT])).logits[0, -1].argmax())
+
+    class Fixed:  # always drafts the same two tokens after the first
+        def reset(self, context):
+            pass
+
+        def extend(self, tokens):
+            pass
+
+        def propose(self, most):
+            return [int(guess), 3][:most]
+
+    with torch.inference_mode():
+        probabilities = torch.softmax(model(torch.tensor([[*PROMPT, first]])).logits[0, -1] / temperature, -1)
+    guess = probabilities.argmax()
+    decoder = SpeculativeDecoder(model, window=3, draft=Fixed())
+    counts = torch.zeros(61, dtype=torch.float64)
+    for seed in range(samples):
+        # the first token is forced by prefilling it, so that the sampled one is decided by the speculative step
+        decoder.cache.prefill(model, 0, torch.tensor(PROMPT))
+        generator = torch.Generator().manual_seed(seed)
+        accepted, token = decoder._verify([first, int(guess), 3], temperature, generator)
+        counts[int(guess) if accepted > 1 else token] += 1
+    expected = probabilities.double() * samples
+    likely = expected >= 5
+    observed = torch.cat([counts[likely], counts[~likely].sum().view(1)])
+    expected = torch.cat([expected[likely], expected[~likely].sum().view(1)])
+    chi2 = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
+    freedom = len(expected) - 1
+    assert chi2 < freedom + 4.5 * (2 * freedom) ** 0.5, f"chi-square {chi2:.1f} with {freedom} degrees of freedom"
+
+
+def test_a_failed_step_does_not_poison_the_next_generation(plain, monkeypatch):
+    model, expected = plain
+    decoder = SpeculativeDecoder(model, window=3)
+    step, calls = decoder.step, []
+
+    def failing(*args):
+        calls.append(None)
+        if len(calls) == 4:
+            raise MemoryError("simulated")
+        return step(*args)
+
+    decoder.step = failing
+    with pytest.raises(MemoryError):
+        decoder.generate(PROMPT, 60)
+    with pytest.raises(ValueError, match="^cursor_begin: slot 0 must have no open step"):
+        decoder.cache.cursor.begin(decoder.slots, torch.tensor([1], dtype=torch.int32))
+    decoder.step = step
+    assert decoder.generate(PROMPT, 60).tokens == expected
+
+
+REFUSALS = [
+    (dict(prompt=[]), "generate: prompt must have at least one token; got none"),
+    (dict(prompt=[61]), "generate: prompt must hold token ids below vocab_size = 61; got 61"),
+    (dict(max_new_tokens=0), "generate: max_new_tokens must be at least 1; got 0"),
+    (dict(max_new_tokens=250), "generate: prompt + max_new_tokens must be at most max_tokens = 256; got 10 + 250"),
+    (dict(temperature=-1.0), "generate: temperature must be 0 (greedy) or positive; got -1.0"),
+]
+
+
+@pytest.mark.parametrize("options, sentence", REFUSALS, ids=[sentence for _, sentence in REFUSALS])
+def test_refusals(plain, options, sentence):
+    with pytest.raises(ValueError) as error:
+        SpeculativeDecoder(plain[0], window=2).generate(**({"prompt": PROMPT, "max_new_tokens": 4} | options))
+    assert str(error.value) == sentence
+
+
+def test_prompt_lookup_copies_what_followed_the_longest_match():
+    draft = PromptLookup(max_ngram=3)
+    draft.reset([1, 2, 3, 4, 9, 2, 3, 7, 1, 2, 3])
+    assert draft.propose(2) == [4, 9]  # "1 2 3" matched, although "2 3" occurs later
+    assert draft.propose(0) == []
+    draft.extend([8])
+    assert draft.propose(3) == []  # 8 has no earlier occurrence
+    draft.extend([2])
+    assert draft.propose(3) == [3, 8, 2]  # the last occurrence of "2" before this one
