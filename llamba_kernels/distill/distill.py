@@ -12,6 +12,7 @@ from .losses import CHUNK, distillation_loss
 from .stage import run_stage
 from .training import Objective, Recipe, Training
 
+
 class Distillation(Objective):
     """KL(teacher || student) per token, plus ce_weight * cross entropy; the mixers train."""
 

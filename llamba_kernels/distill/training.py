@@ -38,7 +38,9 @@ class Recipe:
                 raise ValueError(f"{command}: {name} must be positive; got {getattr(self, name)}")
         if self.tokens < self.window * self.batch:
             step = f"{self.window} x {self.batch} = {self.window * self.batch}"
-            raise ValueError(f"{command}: tokens must be at least one step's, window x batch = {step}; got {self.tokens}")
+            raise ValueError(
+                f"{command}: tokens must be at least one step's, window x batch = {step}; got {self.tokens}"
+            )
 
     @property
     def steps(self) -> int:
@@ -47,7 +49,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """A finished run: the loss is the mean over the last tenth of the steps. seconds include earlier, interrupted parts."""
+    """A finished run: loss is the mean over the last tenth of the steps; seconds include interrupted parts."""
 
     steps: int
     tokens: int
