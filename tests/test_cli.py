@@ -45,7 +45,7 @@ def run_dir(tmp_path_factory):
 
 def quickstart_arguments(root, layers=2):
     return ("quickstart", "--out", root / "run", "--teacher", root / "llama", "--data", root / "text.txt",
-            "--layers", layers, "--align-tokens", 8192, "--distill-tokens", 6144)
+            "--layers", layers, "--align-tokens", 2048, "--distill-tokens", 1024)
 
 
 def test_quickstart_ends_with_a_table_a_plot_and_figures(run_dir):

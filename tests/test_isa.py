@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import assert_bitwise
 
+from llamba_kernels.cache import Session
 from llamba_kernels.env import describe
 from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
 from llamba_kernels.testing import (
@@ -37,7 +38,22 @@ def outputs():
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])
             results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
+        for headdim, dstate in ((64, 64), (5, 96)):
+            results |= mamba2_outputs(headdim, dstate, dtype)
     return results
+
+
+def mamba2_outputs(headdim, dstate, dtype):
+    """Outputs and checkpoint of two steps, the second of which folds."""
+    layer = make_mamba2_layer(1, 3, headdim, dstate, dtype=dtype, session=Session(max_window=4))
+    slot, window = torch.zeros(1, dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
+    results = {}
+    for step in range(2):
+        layer.cursor.begin(slot, window)
+        case = f"mamba2_verify {dtype} headdim {headdim} dstate {dstate} step {step}"
+        results[case] = layer.verify(*layer.tokens(1, 4), slot)
+        layer.cursor.commit(slot, window)
+    return results | {f"{case} checkpoint": layer.checkpoint}
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,22 @@
-"""Train each mixer alone to produce, from the teacher's own inputs, what the attention layer produced there."""
+"""Train each mixer alone to produce, from the teacher's own inputs, what the attention layer produced there.
+
+Gradient steps come first; then, with the mixers' features fixed, the best out_proj is a least-squares problem and is
+solved exactly: gradient descent is slow just there, and what it leaves is worth thousands of steps.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..models import LlambaForCausalLM
-from .convert import mixer_inputs
+from .convert import mixer_inputs, solve_ridge
 from .forward import fast_autocast
+from .progress import track
 from .stage import run_stage
 from .training import Objective, Recipe, Training
+
 
 class Alignment(Objective):
     """The mean over converted layers of |mixer(u) - attention(u)|^2 / |attention(u)|^2, u from the teacher.
@@ -31,6 +38,25 @@ class Alignment(Objective):
                 output = self.trained[str(layer)](u)
             loss = loss + (output.float() - target.float()).square().sum() / target.float().square().sum()
         return {"loss": loss / len(self.layers)}
+
+
+@torch.no_grad()
+def refit_out_proj(student: LlambaForCausalLM, teacher: LlambaForCausalLM, windows: Tensor, ridge: float = 1e-2):
+    """Move every mixer's out_proj to the ridge regression of what it still misses of the attention's output."""
+    layers = student.config.mamba_layers
+    mixers = {i: student.model.layers[i].mamba for i in layers}
+    gram = {i: torch.zeros(m.d_inner, m.d_inner) for i, m in mixers.items()}
+    missing = {i: torch.zeros(m.d_inner, m.out_proj.out_features) for i, m in mixers.items()}
+    for batch in track(windows.split(4), "align  refit"):
+        for i, u, target in mixer_inputs(teacher, layers, batch.to(teacher.device)):
+            with fast_autocast(u.device):
+                features = mixers[i].norm(*mixers[i].scan(u))
+                residual = target.float() - mixers[i].out_proj(features).float()
+            features, residual = features.flatten(0, 1).float(), residual.flatten(0, 1)
+            gram[i] += (features.T @ features).cpu()
+            missing[i] += (features.T @ residual).cpu()
+    for i, mixer in mixers.items():
+        mixer.out_proj.weight += solve_ridge(gram[i], missing[i], ridge).T.to(mixer.out_proj.weight)
 
 
 def align(

@@ -1,9 +1,9 @@
 """Turn attention layers into Mamba-2 mixers without training: weight transfer, then closed-form calibration.
 
-W_V, W_K, W_Q and W_O become the x, B, C rows of in_proj and out_proj (arXiv 2408.15237). Left at that, the mixer's output
-has the wrong scale and the model is far worse than with the layers deleted. So two least-squares problems are solved on a
-few thousand tokens: a gate that is open for every token, and the norm.weight that brings the mixer closest to the
-attention's output. norm.weight = 0 would be deletion, so on these tokens the result is no worse than that.
+W_V, W_K, W_Q and W_O become the x, B, C rows of in_proj and out_proj (arXiv 2408.15237). Left at that, the mixer's
+output has the wrong scale and the model is far worse than with the layers deleted. So two least-squares problems are
+solved on a few thousand tokens: a gate that is open for every token, and the norm.weight that brings the mixer closest
+to the attention's output. norm.weight = 0 would be deletion, so on these tokens the result is no worse than that.
 """
 
 import time
@@ -59,7 +59,7 @@ def convert(
 def convert_model(
     teacher: LlambaForCausalLM, layers: Iterable[int], windows: Tensor, seed: int = 0
 ) -> tuple[LlambaForCausalLM, Conversion]:
-    """As `convert`, on models in memory and (count, window) token ids. The student shares the teacher's other weights."""
+    """As `convert`, on models in memory and (count, window) token ids; all but the mixers is the teacher's own."""
     started = time.perf_counter()
     layers = sorted(set(layers))
     for layer in layers:
@@ -149,7 +149,7 @@ def open_gate(mixer: Mamba2Mixer, u: Tensor):
 
 
 def calibrate_scale(mixer: Mamba2Mixer, u: Tensor, target: Tensor) -> float:
-    """Set norm.weight to the least-squares fit of the mixer's output to `target`; returns the relative squared error."""
+    """Set norm.weight so that the mixer's output fits `target` best; returns the relative squared error."""
     normed = mixer.norm.normalize(*mixer.scan(u)).flatten(0, 1)  # [tokens, d_inner]
     target = target.flatten(0, 1).float()  # [tokens, hidden]
     out = mixer.out_proj.weight.float()  # [hidden, d_inner]

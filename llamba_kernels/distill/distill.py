@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from ..models import LlambaForCausalLM
 from .forward import embed, fast_autocast, run_layers
-from .losses import distillation_loss
+from .losses import CHUNK, distillation_loss
 from .stage import run_stage
 from .training import Objective, Recipe, Training
+
 
 class Distillation(Objective):
     """KL(teacher || student) per token, plus ce_weight * cross entropy; the mixers train."""
@@ -19,6 +20,7 @@ class Distillation(Objective):
         mixers = {str(i): student.model.layers[i].mamba for i in student.config.mamba_layers}
         super().__init__(mixers, [student, teacher])
         self.ce_weight = ce_weight
+        self.chunk = CHUNK
         self.shared = shared_layers(student, teacher)
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
@@ -39,6 +41,7 @@ class Distillation(Objective):
                 teacher.lm_head.weight,
                 input_ids[:, 1:].flatten(),
                 self.ce_weight,
+                self.chunk,
             )
         return {"loss": loss}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..models.loading import quiet
+
 
 @contextlib.contextmanager
 def new_folder(out_dir: str | Path) -> Iterator[Path]:
@@ -30,5 +32,6 @@ def check_absent(command: str, out_dir: str | Path):
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path):
     """Write a plain Hugging Face folder: config, safetensors, generation config, tokenizer with its chat template."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

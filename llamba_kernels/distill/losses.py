@@ -25,7 +25,9 @@ def distillation_loss(
     """
     if ce_weight and labels is None:
         raise ValueError(f"distillation_loss: labels must be given with ce_weight; got None and {ce_weight}")
-    return _DistillationLoss.apply(student, student_head, teacher, teacher_head, labels if ce_weight else None, ce_weight, chunk)
+    return _DistillationLoss.apply(
+        student, student_head, teacher, teacher_head, labels if ce_weight else None, ce_weight, chunk
+    )
 
 
 class _DistillationLoss(torch.autograd.Function):

@@ -46,7 +46,9 @@ def run_stage(
 
 def check_pair(command: str, student: LlambaForCausalLM, teacher: LlambaForCausalLM):
     if not student.config.mamba_layers:
-        raise ValueError(f"{command}: student must have mamba2 layers; got attention in all {len(student.model.layers)}")
+        raise ValueError(
+            f"{command}: student must have mamba2 layers; got attention in all {len(student.model.layers)}"
+        )
     for field in ("vocab_size", "hidden_size", "num_hidden_layers"):
         mine, theirs = getattr(student.config, field), getattr(teacher.config, field)
         if mine != theirs:

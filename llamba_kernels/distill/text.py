@@ -1,4 +1,4 @@
-"""Text for distillation: the running Python's own sources, or the user's files; a fixed held-out part; token windows."""
+"""Text for distillation: the running Python's own sources or the user's files, a fixed held-out part, token windows."""
 
 import random
 import sysconfig

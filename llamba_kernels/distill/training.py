@@ -38,7 +38,9 @@ class Recipe:
                 raise ValueError(f"{command}: {name} must be positive; got {getattr(self, name)}")
         if self.tokens < self.window * self.batch:
             step = f"{self.window} x {self.batch} = {self.window * self.batch}"
-            raise ValueError(f"{command}: tokens must be at least one step's, window x batch = {step}; got {self.tokens}")
+            raise ValueError(
+                f"{command}: tokens must be at least one step's, window x batch = {step}; got {self.tokens}"
+            )
 
     @property
     def steps(self) -> int:
@@ -47,7 +49,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """A finished run: the loss is the mean over the last tenth of the steps. seconds include earlier, interrupted parts."""
+    """A finished run: loss is the mean over the last tenth of the steps; seconds include interrupted parts."""
 
     steps: int
     tokens: int
@@ -110,7 +112,7 @@ def run_training(
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
         save_steps=save_every,
-        logging_steps=log_every,
+        logging_steps=min(log_every, recipe.steps),
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not averaged away
         train_sampling_strategy="sequential",  # the windows are shuffled already
         dataloader_pin_memory=not use_cpu,

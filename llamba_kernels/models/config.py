@@ -103,7 +103,9 @@ class LlambaConfig(PreTrainedConfig):
         mamba_layers = sorted(set(mamba_layers))
         for layer in mamba_layers:
             if not 0 <= layer < config.num_hidden_layers:
-                raise ValueError(f"LlambaConfig: mamba_layers must be in 0..{config.num_hidden_layers - 1}; got {layer}")
+                raise ValueError(
+                    f"LlambaConfig: mamba_layers must be in 0..{config.num_hidden_layers - 1}; got {layer}"
+                )
         layers = ["mamba2" if i in mamba_layers else "attention" for i in range(config.num_hidden_layers)]
         return cls(**fields, rope_parameters=dict(config.rope_parameters), layers=layers)
 
@@ -135,16 +137,22 @@ class LlambaConfig(PreTrainedConfig):
             f"divide num_attention_heads, {self.num_attention_heads}",
         )
         require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "be even and positive")
-        require(self.rope_parameters.get("rope_type") in ROPE_TYPES, "rope_parameters", f"have a rope_type in {ROPE_TYPES}")
+        require(
+            self.rope_parameters.get("rope_type") in ROPE_TYPES, "rope_parameters", f"have a rope_type in {ROPE_TYPES}"
+        )
         for field in ("mamba_num_heads", "mamba_head_dim", "mamba_d_state", "mamba_d_conv", "mamba_chunk_size"):
             require(getattr(self, field) > 0, field, "be positive")
         require(2 <= self.mamba_d_conv <= 4, "mamba_d_conv", "be 2, 3 or 4")
         for field in ("mamba_x_heads", "mamba_B_heads", "mamba_C_heads"):
             heads = getattr(self, field)
             require(
-                heads > 0 and self.mamba_num_heads % heads == 0, field, f"divide mamba_num_heads, {self.mamba_num_heads}"
+                heads > 0 and self.mamba_num_heads % heads == 0,
+                field,
+                f"divide mamba_num_heads, {self.mamba_num_heads}",
             )
         group = self.mamba_norm_group_size
         require(
-            group > 0 and self.mamba_d_inner % group == 0, "mamba_norm_group_size", f"divide d_inner, {self.mamba_d_inner}"
+            group > 0 and self.mamba_d_inner % group == 0,
+            "mamba_norm_group_size",
+            f"divide d_inner, {self.mamba_d_inner}",
         )

@@ -24,7 +24,9 @@ def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> Ll
                 source, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
             )
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"load_model: path_or_id must hold readable weights; got {source}: {_line(error)}") from error
+            raise ValueError(
+                f"load_model: path_or_id must hold readable weights; got {source}: {_line(error)}"
+            ) from error
     _check_weights(source, info)
     return model.eval()
 

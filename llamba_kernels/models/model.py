@@ -43,7 +43,9 @@ class LlambaAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, u: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor | None = None, handover=None) -> Tensor:
+    def forward(
+        self, u: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor | None = None, handover=None
+    ) -> Tensor:
         """u: (batch, L, hidden). rope: cos and sin, (batch, L, head_dim). causal_mask: None for plain causal."""
         cos, sin = (t.unsqueeze(1) for t in rope)  # [batch, 1, L, head_dim]
         q, k, v = (
@@ -99,7 +101,9 @@ class LlambaDecoderLayer(GradientCheckpointingLayer):
 class SequenceContext:
     """What every layer of one forward pass shares: rotary angles and masks."""
 
-    def __init__(self, config: LlambaConfig, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None):
+    def __init__(
+        self, config: LlambaConfig, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ):
         batch, length = hidden.shape[:2]
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # nothing is padding: the mask-free attention kernel is faster

@@ -35,16 +35,15 @@ def ssd_chunked(
     """
     with torch.autocast(x.device.type, enabled=False):
         acc = torch.promote_types(x.dtype, torch.float32)
-        y, state = _ssd(
-            x.to(acc), dt.to(acc), A.to(acc), B.to(acc), C.to(acc), None if D is None else D.to(acc), chunk_size, initial_state
-        )
+        wide = (None if t is None else t.to(acc) for t in (x, dt, A, B, C, D, initial_state))
+        y, state = _ssd(*wide, chunk_size)
         return y.to(x.dtype), state
 
 
-def _ssd(x, dt, A, B, C, D, chunk_size, initial_state):
+def _ssd(x, dt, A, B, C, D, initial_state, chunk_size):
     batch, length, x_heads, headdim = x.shape
     nheads, dstate = dt.shape[-1], B.shape[-1]
-    state = x.new_zeros(batch, nheads, headdim, dstate) if initial_state is None else initial_state.to(x.dtype)
+    state = x.new_zeros(batch, nheads, headdim, dstate) if initial_state is None else initial_state
     if length == 0:
         return x.new_zeros(batch, 0, nheads, headdim), state
 
@@ -52,7 +51,8 @@ def _ssd(x, dt, A, B, C, D, chunk_size, initial_state):
     chunk_size = min(chunk_size, length)
     x, dt, B, C = (_in_chunks(t, chunk_size) for t in (x, dt, B, C))  # [batch, chunks, Q, heads, ...]
 
-    log_decay = torch.cumsum(dt * A, dim=2).transpose(2, 3)  # [batch, chunks, nheads, Q], up to and including each token
+    # Up to and including each token of the chunk.
+    log_decay = torch.cumsum(dt * A, dim=2).transpose(2, 3)  # [batch, chunks, nheads, Q]
     dt_x = dt.unsqueeze(-1) * _repeat(x, nheads)  # [batch, chunks, Q, nheads, headdim]
     y = _within_chunks(dt_x, log_decay, B, C)
 

@@ -1,0 +1,280 @@
+"""The distillation stages on a tiny teacher: each end to end, what each promises, and resuming after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import VOCAB, write_teacher, write_text
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llamba_kernels.distill import align, convert, distill, evaluate, rank_layers
+from llamba_kernels.distill.align import Alignment
+from llamba_kernels.distill.convert import convert_model, mixer_inputs
+from llamba_kernels.distill.distill import Distillation, shared_layers
+from llamba_kernels.distill.evaluate import evaluate_windows
+from llamba_kernels.distill.losses import distillation_loss
+from llamba_kernels.distill.rank import rank_model
+from llamba_kernels.models import load_model
+
+LAYERS = [1, 2]
+RUN = {"tokens": 1024, "window": 32, "batch": 2, "lr": 3e-3}  # 16 steps
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """teacher, text and converted: made once, only read."""
+    folder = tmp_path_factory.mktemp("distill")
+    torch.manual_seed(0)
+    write_teacher(folder / "teacher")
+    write_text(folder)
+    convert(folder / "teacher", folder / "converted", LAYERS, folder / "text.txt", tokens=1024, window=64)
+    return folder
+
+
+@pytest.fixture
+def teacher(folders):
+    return load_model(folders / "teacher")
+
+
+def windows(count=4, length=48, seed=0):
+    return torch.randint(VOCAB, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_stage_end_to_end(folders, tmp_path):
+    text, source = folders / "text.txt", folders / "teacher"
+    ranking = rank_layers(source, text, tokens=256, window=64)
+    assert sorted(ranking.order) == [0, 1, 2, 3] and ranking.least_important(2) == sorted(ranking.order[:2])
+
+    aligned = align(folders / "converted", source, tmp_path / "aligned", text, **RUN)
+    distilled = distill(tmp_path / "aligned", source, tmp_path / "distilled", text, ce_weight=0.1, **RUN)
+    assert aligned.steps == distilled.steps == 16 and aligned.tokens == 1024
+    for stage in ("aligned", "distilled"):
+        lines = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [5, 10, 15] and lines[-1]["tokens"] == 960
+        assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["seconds"] > 0
+        assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.staging"))
+
+    before = load_file(folders / "converted" / "model.safetensors")
+    after = load_file(tmp_path / "distilled" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(".mamba." in name for name in changed), "only mixers train"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "distilled").config.mamba_layers == LAYERS
+    assert AutoTokenizer.from_pretrained(tmp_path / "distilled").vocab_size <= VOCAB
+    result = evaluate(tmp_path / "distilled", text, tokens=256, window=64)
+    assert result.perplexity > 1 and result.tokens == 4 * 63
+
+
+def test_ranking_is_the_kl_of_deleting_each_layer(teacher):
+    ids = windows()
+    ranking = rank_model(teacher, ids, every=1)
+    logits = teacher(ids).logits.log_softmax(-1)
+    for i, layer in enumerate(teacher.model.layers):
+        mix, layer.mix = layer.mix, lambda u, context, handover=None: torch.zeros_like(u)
+        without = teacher(ids).logits.log_softmax(-1)
+        layer.mix = mix
+        kl = (logits.exp() * (logits - without)).sum(-1).mean()
+        assert ranking.kl[i] == pytest.approx(kl.item(), rel=0.05, abs=1e-3)  # the ranking may run in bf16
+    assert ranking.kl[ranking.order[0]] == min(ranking.kl)
+
+
+def test_conversion_transfers_weights_and_is_no_worse_than_deletion(teacher):
+    ids = windows()
+    student, conversion = convert_model(teacher, LAYERS, ids)
+    assert conversion.layers == LAYERS and all(0 < conversion.error[i] < 1 for i in LAYERS)
+    for layer, u, target in mixer_inputs(teacher, LAYERS, ids):
+        mixer, attention = student.model.layers[layer].mamba, teacher.model.layers[layer].self_attn
+        _, x, B, C, _ = mixer.in_proj.weight.split([64, 32, 32, 64, 4])
+        for rows, source in ((x, attention.v_proj), (B, attention.k_proj), (C, attention.q_proj)):
+            assert torch.equal(rows, source.weight)
+        assert torch.equal(mixer.out_proj.weight, attention.o_proj.weight)
+        error = (mixer(u) - target.float()).square().sum() / target.float().square().sum()
+        assert error.item() == pytest.approx(conversion.error[layer], rel=1e-3)
+        best = mixer.norm.weight.clone()
+        for change in (0.9, 1.1):  # the fit is a minimum: a little more or less is worse
+            mixer.norm.weight.data = best * change
+            assert (mixer(u) - target.float()).square().sum() / target.float().square().sum() > error
+        mixer.norm.weight.data = best
+    kept = student.model.layers[0].self_attn.q_proj.weight
+    assert kept is teacher.model.layers[0].self_attn.q_proj.weight
+    assert student.lm_head.weight is student.model.embed_tokens.weight
+
+
+def test_alignment_loss_is_the_relative_error_on_teacher_inputs(teacher):
+    student, conversion = convert_model(teacher, LAYERS, windows())
+    loss = Alignment(student, teacher)(windows())["loss"]
+    mean = sum(conversion.error.values()) / len(LAYERS)
+    assert loss.item() == pytest.approx(mean, rel=0.02)  # bf16 where the CPU has it
+
+
+def test_distillation_loss_is_kl_plus_weighted_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(37, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    heads = [torch.randn(50, 16, generator=generator, dtype=torch.float64) for _ in range(2)]
+    labels = torch.randint(50, (37,), generator=generator)
+    for ce_weight in (0.0, 0.3):
+        leaf, plain = student.clone().requires_grad_(), student.clone().requires_grad_()
+        loss = distillation_loss(leaf, heads[0], teacher, heads[1], labels, ce_weight, chunk=8)
+        log_q, log_p = (plain @ heads[0].T).log_softmax(-1), (teacher @ heads[1].T).log_softmax(-1)
+        expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        expected = expected + ce_weight * torch.nn.functional.cross_entropy(plain @ heads[0].T, labels)
+        (2 * loss).backward()
+        (2 * expected).backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-4, atol=1e-7)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any result had, among those with a vocabulary axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[-1] == VOCAB:
+                self.rows = max(self.rows, leaf.numel() // VOCAB)
+        return result
+
+
+def test_no_more_than_one_chunk_of_logits_exists(teacher):
+    objective = Distillation(convert_model(teacher, LAYERS, windows())[0], teacher)
+    objective.chunk = 40  # more than the head's 32 rows
+    with LargestTensor() as largest:
+        objective(windows(4, 48))["loss"].backward()
+    assert largest.rows == 40  # of 4 * 47 positions; a tensor of logits for all of them would show here
+
+
+def test_the_frozen_prefix_is_shared_only_where_it_is_equal(teacher, folders):
+    student, _ = convert_model(teacher, LAYERS, windows())
+    assert shared_layers(student, teacher) == 1
+    loss = Distillation(student, teacher)(windows())["loss"].item()
+    other = load_model(folders / "converted")
+    other.load_state_dict(student.state_dict())
+    other.model.embed_tokens.weight.data += 1e-7
+    assert shared_layers(other, teacher) == 0
+    assert Distillation(other, teacher)(windows())["loss"].item() == pytest.approx(loss, rel=0.02)
+
+
+def test_evaluation_is_the_models_own_loss(teacher, folders):
+    ids = windows(4, 48)
+    tokenizer = AutoTokenizer.from_pretrained(folders / "teacher")
+    result = evaluate_windows(teacher, tokenizer, ids)
+    nll = teacher(ids, labels=ids).loss.item()
+    assert result.perplexity == pytest.approx(torch.tensor(nll).exp().item(), rel=0.02)
+    count = sum(len(tokenizer.decode(row[1:]).encode()) for row in ids)
+    assert result.bits_per_byte == pytest.approx(nll / 0.6931472 * 4 * 47 / count, rel=0.02)
+    assert evaluate_windows(teacher, tokenizer, ids, deleted=LAYERS).perplexity != result.perplexity
+
+
+# A run that kills itself, without any clean-up, after the optimiser step `sys.argv[1]`.
+KILLED = """
+    import os, signal, sys
+    from transformers import TrainerCallback
+    from llamba_kernels.distill import training
+    from test_distill import RUN
+    import llamba_kernels.distill as stages
+
+    class Kill(training.Metrics):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == int(sys.argv[1]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    training.Metrics = Kill
+    getattr(stages, sys.argv[2])(*sys.argv[3:], save_every=4, **RUN)
+"""
+
+
+@pytest.mark.parametrize(("stage", "killed_after"), [("align", 11), ("distill", 8)])
+def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path):
+    function = {"align": align, "distill": distill}[stage]
+    inputs = [folders / "converted", folders / "teacher"]
+    function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **RUN)
+
+    call = [stage, *map(str, inputs), str(tmp_path / "resumed"), str(folders / "text.txt")]
+    here = Path(__file__).parent
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(killed_after), *call], env=env)
+    assert done.returncode == -signal.SIGKILL
+    partial = tmp_path / "resumed.partial"
+    assert [p.name for p in partial.glob("checkpoint-*")] == [f"checkpoint-{(killed_after - 1) // 4 * 4}"]
+    (partial / "staging").mkdir(exist_ok=True)
+    (partial / "staging" / "checkpoint-99").mkdir()  # as if the kill had come amid a save
+
+    with pytest.raises(ValueError, match=f"{stage}: lr must be 0.003 as in the interrupted run in .*; got 0.1"):
+        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**RUN, "lr": 0.1})
+
+    function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 15]
+
+
+def test_a_checkpoint_holds_only_what_trains(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("llamba_kernels.distill.stage.new_folder", None)  # fails after training, before the result
+    with pytest.raises(TypeError):
+        align(folders / "converted", folders / "teacher", tmp_path / "out", folders / "text.txt", **RUN)
+    (checkpoint,) = (tmp_path / "out.partial").glob("checkpoint-*")
+    names = load_file(checkpoint / "model.safetensors").keys()
+    assert {name.split(".")[1] for name in names} == {"1", "2"} and len(names) == 16
+
+
+def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
+    with pytest.raises(ValueError, match="align: lr must keep the loss finite; got loss nan with lr 1e"):
+        align(folders / "converted", folders / "teacher", tmp_path / "o", folders / "text.txt", **{**RUN, "lr": 1e30})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, out: convert(f / "teacher", out, []), "convert: layers must name at least one layer; got none"),
+        (
+            lambda f, out: convert(f / "teacher", out, [4]),
+            "convert: layers must be attention layers of the teacher; got",
+        ),
+        (lambda f, out: convert(f / "converted", out, [1]), "convert: layers must be attention layers of the teacher"),
+        (lambda f, out: convert(f / "teacher", f, [1]), "convert: out_dir must not exist yet, nothing is overwritten;"),
+        (
+            lambda f, out: align(f / "teacher", f / "teacher", out),
+            "align: student must have mamba2 layers; got attention",
+        ),
+        (lambda f, out: align(f / "converted", f / "teacher", out, lr=0), "align: lr must be positive; got 0"),
+        (
+            lambda f, out: distill(f / "converted", f / "teacher", out, tokens=9),
+            "distill: tokens must be at least one step's, window x batch = ",
+        ),
+        (
+            lambda f, out: distill(f / "converted", f / "teacher", out, f / "text.txt", tokens=10**7, window=32),
+            "distill: tokens must be at most what the text holds, ",
+        ),
+        (
+            lambda f, out: distill(f / "converted", f / "teacher", out, ce_weight=-1),
+            "distill: ce_weight must not be negative; got -1",
+        ),
+        (
+            lambda f, out: evaluate(f / "teacher", f / "text.txt", deleted=[4], window=32),
+            "eval: deleted must be in 0..3; got 4",
+        ),
+    ],
+)
+def test_errors_are_one_sentence(call, message, folders, tmp_path):
+    with pytest.raises(ValueError) as error:
+        call(folders, tmp_path / "out")
+    assert str(error.value).startswith(message)
+    assert not (tmp_path / "out").exists()
