@@ -1,4 +1,4 @@
-"""The cursor's two calls per step; the torch formula is the least that a torch version would launch: one indexed write."""
+"""The cursor's two calls per step; the torch formula is the least a torch version would launch: one indexed write."""
 
 import pytest
 import torch
@@ -23,5 +23,11 @@ def bench_cursor(row, batch):
         assert torch.equal(cursor.table[:, 0], before + 3)
 
     other = cursor.table.clone()
-    row(f"begin + commit, {batch} slots", step, lambda _: other.index_copy_(0, index, value.expand_as(other)), [None],
-        check, 2 * cursor.table.nbytes)
+    row(
+        f"begin + commit, {batch} slots",
+        step,
+        lambda _: other.index_copy_(0, index, value.expand_as(other)),
+        [None],
+        check,
+        2 * cursor.table.nbytes,
+    )

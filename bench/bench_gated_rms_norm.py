@@ -41,5 +41,7 @@ def bench_gated_rms_norm(row, case, dtype):
         f"{case}, {str(dtype)[6:]}",
         lambda inputs: gated_rms_norm(*inputs, out=out),
         lambda inputs: formula(*inputs),
-        [inputs], check, sum(x.nbytes for x in inputs[:3] if x is not None) + out.nbytes,
+        [inputs],
+        check,
+        sum(x.nbytes for x in inputs[:3] if x is not None) + out.nbytes,
     )

@@ -62,8 +62,9 @@ def bench_mamba2_verify(row, shape, ntokens, accepted, fold_every, dtype):
     out = torch.empty(1, ntokens, *layer.checkpoint.shape[1:3], dtype=dtype)
 
     def check():
-        reference = mamba2_verify_ref(*(t.clone() if torch.is_tensor(t) else t for t in layer.arguments(xBC, dt, SLOT)),
-                                      **layer.heads)
+        reference = mamba2_verify_ref(
+            *(t.clone() if torch.is_tensor(t) else t for t in layer.arguments(xBC, dt, SLOT)), **layer.heads
+        )
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(layer.verify(xBC, dt, SLOT).double(), reference, rtol=tolerance, atol=tolerance)
 
@@ -73,5 +74,7 @@ def bench_mamba2_verify(row, shape, ntokens, accepted, fold_every, dtype):
         f"{shape}, {str(dtype)[6:]}, {ntokens} tokens, {accepted} accepted, W {fold_every}: live {live} fold {fold}",
         lambda each: each.verify(xBC, dt, SLOT, out=out),
         lambda each: eager_steps(each, xBC, dt),
-        cold_copies(lambda: copy.deepcopy(layer), layer.checkpoint.nbytes), check, state_bytes + row_bytes + out.nbytes,
+        cold_copies(lambda: copy.deepcopy(layer), layer.checkpoint.nbytes),
+        check,
+        state_bytes + row_bytes + out.nbytes,
     )

@@ -30,5 +30,7 @@ def bench_skinny_linear(row, size, rows, dtype):
         f"{size} {out_features} x {in_features}, {rows} rows, {str(dtype)[6:]}",
         lambda weight: skinny_linear(x, weight, out=out),
         lambda weight: torch.nn.functional.linear(x, weight),
-        weights, check, weight.nbytes + x.nbytes + out.nbytes,
+        weights,
+        check,
+        weight.nbytes + x.nbytes + out.nbytes,
     )

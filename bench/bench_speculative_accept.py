@@ -59,5 +59,7 @@ def bench_speculative_accept(row, case):
         case,
         lambda inputs: speculative_accept(*inputs),
         lambda inputs: formula(*inputs),
-        [inputs], check, inputs[0].nbytes,
+        [inputs],
+        check,
+        inputs[0].nbytes,
     )

@@ -107,18 +107,24 @@ class Rows:
         load = max(load, others_load())
         least, median = benchmark.stats["min"], benchmark.stats["median"]
         benchmark.extra_info.update(
-            case=case, nbytes=nbytes, gb_per_s=nbytes / median / 1e9, read_gb_per_s=bandwidth / 1e9,
-            torch_us=formula_median * 1e6, others_load=load,
+            case=case,
+            nbytes=nbytes,
+            gb_per_s=nbytes / median / 1e9,
+            read_gb_per_s=bandwidth / 1e9,
+            torch_us=formula_median * 1e6,
+            others_load=load,
         )
-        self.rows.setdefault(operator, []).append([
-            case + (" *" if load >= 0.1 else ""),
-            f"{least * 1e6:.1f}",
-            f"{median * 1e6:.1f}",
-            f"{nbytes / median / 1e9:.1f}",
-            f"{100 * nbytes / median / bandwidth:.0f}",
-            f"{formula_median * 1e6:.1f}",
-            f"{formula_median / median:.2f}",
-        ])
+        self.rows.setdefault(operator, []).append(
+            [
+                case + (" *" if load >= 0.1 else ""),
+                f"{least * 1e6:.1f}",
+                f"{median * 1e6:.1f}",
+                f"{nbytes / median / 1e9:.1f}",
+                f"{100 * nbytes / median / bandwidth:.0f}",
+                f"{formula_median * 1e6:.1f}",
+                f"{formula_median / median:.2f}",
+            ]
+        )
 
     def table(self):
         if not self.rows:
@@ -129,8 +135,10 @@ class Rows:
             yield ""
             yield operator
             for row in [self.COLUMNS, *rows]:
-                cells = [text.ljust(width) if i == 0 else text.rjust(width)
-                         for i, (text, width) in enumerate(zip(row, widths, strict=True))]
+                cells = [
+                    text.ljust(width) if i == 0 else text.rjust(width)
+                    for i, (text, width) in enumerate(zip(row, widths, strict=True))
+                ]
                 yield "  ".join(cells)
         if any(row[0].endswith("*") for rows in self.rows.values() for row in rows):
             yield "* other processes used more than a tenth of a core: the minimum is worth more than the median"

@@ -100,7 +100,8 @@ class DecodeCache:
             session = Session(width=config.mamba_d_conv)
         if session.width != config.mamba_d_conv:
             raise ValueError(
-                f"DecodeCache: session.width must be the model's mamba_d_conv = {config.mamba_d_conv}; got {session.width}"
+                f"DecodeCache: session.width must be the model's mamba_d_conv = {config.mamba_d_conv}; "
+                f"got {session.width}"
             )
         self.session = session
         self.max_tokens = max_tokens

@@ -52,7 +52,9 @@ run.verbose = False
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where every stage's result goes; a second run goes on from there.")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(help="Where every stage's result goes; a second run goes on from there.")] = Path(
+        "runs/quickstart"
+    ),
     layers: Annotated[int, typer.Option(help="Attention layers to convert, the least important first.", min=1)] = 8,
     data: Data = None,
     teacher: Annotated[str, typer.Option(help="smollm2-135m, a Llama folder or a hub id.")] = "smollm2-135m",
@@ -131,7 +133,9 @@ def align(
     """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
     from .distill import align
 
-    result = align(student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch))
+    result = align(
+        student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch)
+    )
     console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
@@ -150,7 +154,9 @@ def distill(
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
     from .distill import distill
 
-    result = distill(student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch))
+    result = distill(
+        student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch)
+    )
     console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
@@ -160,7 +166,7 @@ def evaluate(
     teacher: Annotated[Optional[str], typer.Option(help="Score it too, and with the converted layers deleted.")] = None,  # noqa: UP045
     data: Data = None,
 ):
-    """Perplexity and bits per byte on held-out text; with --teacher, beside the teacher and the deleted-layer control."""
+    """Perplexity and bits per byte on held-out text; with --teacher, beside it and the deleted-layer control."""
     from .distill import evaluate
     from .models import LlambaConfig
     from .report import ModelRow, results_table
@@ -209,7 +215,8 @@ def generate(
     print(tokenizer.decode(emitted, skip_special_tokens=True)[len(shown) :])
     stats = decoder.stats
     print(
-        f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, {stats.acceptance_length:.2f} tokens per step, "
+        f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, "
+        f"{stats.acceptance_length:.2f} tokens per step, "
         f"prompt {stats.prompt_tokens} tokens in {stats.seconds['prefill']:.2f} s]",
         file=sys.stderr,
     )
@@ -218,7 +225,9 @@ def generate(
 @app.command()
 def bench(
     model: Model,
-    windows: Annotated[str, typer.Option(help="Tokens per verify step, such as 1,2,4,8; 1 is plain decoding.")] = "1,2,4,6,8",
+    windows: Annotated[
+        str, typer.Option(help="Tokens per verify step, such as 1,2,4,8; 1 is plain decoding.")
+    ] = "1,2,4,6,8",
     prompts: Annotated[int, typer.Option(help="Prompts from the held-out text.", min=1)] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 100,
     data: Data = None,

@@ -30,12 +30,14 @@ def decode_bench(model, prompts: list[list[int]], windows: list[int], max_new_to
         outputs = [result.tokens for result in results]
         plain = outputs if plain is None else plain
         speeds = [result.stats.tokens_per_second for result in results]
-        rows.append({
-            "window": window,
-            "tokens_per_second": statistics.median(speeds),
-            "slowest": min(speeds),
-            "fastest": max(speeds),
-            "acceptance_length": statistics.mean(result.stats.acceptance_length for result in results),
-            "identical": outputs == plain,
-        })
+        rows.append(
+            {
+                "window": window,
+                "tokens_per_second": statistics.median(speeds),
+                "slowest": min(speeds),
+                "fastest": max(speeds),
+                "acceptance_length": statistics.mean(result.stats.acceptance_length for result in results),
+                "identical": outputs == plain,
+            }
+        )
     return rows

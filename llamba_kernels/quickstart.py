@@ -45,8 +45,14 @@ def quickstart(
         align_tokens, distill_tokens: how much the two training stages train on.
     """
     run = _Run(Path(out_dir), console or Console())
-    settings = {"layers": layers, "data": _as_text(data), "teacher": str(teacher), "seed": seed,
-                "align_tokens": align_tokens, "distill_tokens": distill_tokens}
+    settings = {
+        "layers": layers,
+        "data": _as_text(data),
+        "teacher": str(teacher),
+        "seed": seed,
+        "align_tokens": align_tokens,
+        "distill_tokens": distill_tokens,
+    }
     run.check_settings(settings)
     folder = {name: run.dir / name for name in ("teacher", "converted", "aligned", "hybrid")}
 
@@ -64,8 +70,13 @@ def quickstart(
         run.folder(name, target, train, source, folder["teacher"], target, data, tokens, seed=own_seed)
 
     rows = []
-    for name, source in (("teacher", "teacher"), ("deleted", "teacher"), ("converted", "converted"),
-                         ("aligned", "aligned"), ("distilled", "hybrid")):
+    for name, source in (
+        ("teacher", "teacher"),
+        ("deleted", "teacher"),
+        ("converted", "converted"),
+        ("aligned", "aligned"),
+        ("distilled", "hybrid"),
+    ):
         deleted = chosen if name == "deleted" else ()
         scores = run.value(f"evaluate {name}", evaluate, folder[source], data, deleted)
         rows.append(ModelRow(name, scores["perplexity"], scores["bits_per_byte"]))
@@ -80,12 +91,17 @@ def quickstart(
         row.identical = speculative["identical"]
         shares |= {f"{row.name}\n{name}": parts for name, parts in decoded["step"].items()}
 
-    losses = {stage: _losses(folder[name] / "metrics.jsonl") for stage, name in (("align", "aligned"), ("distill", "hybrid"))}
+    losses = {
+        stage: _losses(folder[name] / "metrics.jsonl") for stage, name in (("align", "aligned"), ("distill", "hybrid"))
+    }
     results_plot(run.dir / "quickstart.png", losses, shares)
     run.finish({**settings, "window": window, "converted_layers": chosen, "rows": [asdict(row) for row in rows]})
     run.console.print(results_table(rows, window))
     run.console.print(f"seconds: {run.summary()}", soft_wrap=True)
-    run.console.print(f"model {folder['hybrid']}   plot {run.dir / 'quickstart.png'}   figures {run.dir / 'results.json'}", soft_wrap=True)
+    run.console.print(
+        f"model {folder['hybrid']}   plot {run.dir / 'quickstart.png'}   figures {run.dir / 'results.json'}",
+        soft_wrap=True,
+    )
     return rows
 
 
@@ -118,7 +134,9 @@ class _Run:
         self.dir, self.console = folder, console
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "progress.json"
-        self.state = json.loads(self.file.read_text()) if self.file.exists() else {"settings": None, "values": {}, "seconds": {}}
+        self.state = (
+            json.loads(self.file.read_text()) if self.file.exists() else {"settings": None, "values": {}, "seconds": {}}
+        )
 
     def check_settings(self, settings: dict) -> None:
         """Stages of different settings do not mix."""
@@ -164,4 +182,7 @@ class _Run:
 
     def summary(self) -> str:
         seconds = self.state["seconds"]
-        return ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()) + f"; total {sum(seconds.values()):.0f}"
+        return (
+            ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
+            + f"; total {sum(seconds.values()):.0f}"
+        )

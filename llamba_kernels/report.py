@@ -45,7 +45,9 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def results_plot(path: Path, losses: dict[str, list[tuple[int, float]]], step_shares: dict[str, dict[str, float]]) -> None:
+def results_plot(
+    path: Path, losses: dict[str, list[tuple[int, float]]], step_shares: dict[str, dict[str, float]]
+) -> None:
     """Write a PNG: the loss of each training stage over tokens, and where the time of a decoding step goes.
 
     Args:
@@ -63,7 +65,7 @@ def results_plot(path: Path, losses: dict[str, list[tuple[int, float]]], step_sh
         axis.set(title=f"{stage}: loss", xlabel="tokens", yscale="log")
         axis.grid(alpha=0.3)
     parts = list(next(iter(step_shares.values())))
-    for i, (model, shares) in enumerate(step_shares.items()):
+    for i, shares in enumerate(step_shares.values()):
         bottom = 0.0
         for part, colour in zip(parts, pyplot.cm.tab10.colors, strict=False):
             axes[-1].bar(i, shares[part], bottom=bottom, color=colour, width=0.6, label=part if i == 0 else None)

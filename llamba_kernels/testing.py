@@ -50,8 +50,17 @@ class Mamba2Layer:
 
 
 def make_mamba2_layer(
-    nslots=2, nheads=4, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, dtype=torch.float32, bias=True,
-    session: Session | None = None, generator: torch.Generator | None = None,
+    nslots=2,
+    nheads=4,
+    headdim=64,
+    dstate=64,
+    x_heads=None,
+    B_heads=1,
+    C_heads=1,
+    dtype=torch.float32,
+    bias=True,
+    session: Session | None = None,
+    generator: torch.Generator | None = None,
 ) -> Mamba2Layer:
     """Parameters as in trained models: A in [-16, -1], dt around 0.001 to 0.1 after softplus. Buffers hold NaN."""
     session = session or Session()

@@ -4,8 +4,24 @@ import torch
 from torch.nn.functional import softplus
 
 
-def mamba2_verify_ref(xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots,
-                      x_heads, B_heads, C_heads, compute_dtype=torch.float64):
+def mamba2_verify_ref(
+    xBC,
+    dt,
+    conv_weight,
+    conv_bias,
+    A,
+    D,
+    dt_bias,
+    checkpoint,
+    rows,
+    dt_rows,
+    cursor,
+    slots,
+    x_heads,
+    B_heads,
+    C_heads,
+    compute_dtype=torch.float64,
+):
     """Runs the open step of every slot; argument order and in-place writes as the op.
 
     Returns out [batch, max_ntokens, nheads, headdim] in compute_dtype, unrounded; zero beyond ntokens and for padding.
@@ -22,8 +38,9 @@ def mamba2_verify_ref(xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint
         new_rows = table[width - 1 + live : width - 1 + live + ntokens]
         rows[slot, new_rows] = xBC[i, :ntokens]
         dt_rows[slot, new_rows] = dt[i, :ntokens]
-        raw = [torch.zeros_like(xBC[i, 0]) if row < 0 else rows[slot, row]
-               for row in table[: width - 1 + live + ntokens]]
+        raw = [
+            torch.zeros_like(xBC[i, 0]) if row < 0 else rows[slot, row] for row in table[: width - 1 + live + ntokens]
+        ]
         state = torch.zeros(nheads, headdim, dstate, dtype=compute_dtype)
         if position > live:
             state = checkpoint[slot].to(compute_dtype)
@@ -48,7 +65,7 @@ def mamba2_verify_ref(xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint
 
 
 def split_heads(conv, nheads, headdim, dstate, x_heads, B_heads, C_heads):
-    """[..., conv_dim] -> x [..., nheads, headdim], B and C [..., nheads, dstate]; head h reads h // (nheads / heads)."""
+    """[..., conv_dim] -> x [..., nheads, headdim], B, C [..., nheads, dstate]; head h reads h // (nheads / heads)."""
     x, B, C = conv.split([x_heads * headdim, B_heads * dstate, C_heads * dstate], dim=-1)
     parts = ((x, x_heads, headdim), (B, B_heads, dstate), (C, C_heads, dstate))
     return [part.unflatten(-1, (heads, size)).repeat_interleave(nheads // heads, dim=-2) for part, heads, size in parts]

@@ -70,9 +70,15 @@ def test_cuda_library_loads_without_a_driver_and_refuses_by_a_sentence():
 
     class Commit(ctypes.Structure):
         _fields_ = [
-            ("size", ctypes.c_size_t), ("data", ctypes.c_void_p), ("nslots", ctypes.c_int64),
-            ("slot_stride", ctypes.c_int64), ("width", ctypes.c_int32), ("capacity", ctypes.c_int32),
-            ("slots", ctypes.c_void_p), ("accepted", ctypes.c_void_p), ("batch", ctypes.c_int64),
+            ("size", ctypes.c_size_t),
+            ("data", ctypes.c_void_p),
+            ("nslots", ctypes.c_int64),
+            ("slot_stride", ctypes.c_int64),
+            ("width", ctypes.c_int32),
+            ("capacity", ctypes.c_int32),
+            ("slots", ctypes.c_void_p),
+            ("accepted", ctypes.c_void_p),
+            ("batch", ctypes.c_int64),
         ]
 
     batch = 0 if torch.cuda.is_available() else 1
@@ -211,6 +217,4 @@ def test_old_setuptools_is_one_line():
     program = f"import setuptools; setuptools.__version__ = '65.5.0'; exec(open({str(ROOT / 'setup.py')!r}).read())"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == (
-        "llamba_kernels: setuptools must be 77 or newer (pip install -U setuptools); got 65.5.0\n"
-    )
+    assert result.stderr == ("llamba_kernels: setuptools must be 77 or newer (pip install -U setuptools); got 65.5.0\n")

@@ -12,8 +12,16 @@ from llamba_kernels.models.step import StepModel
 def model():
     torch.manual_seed(0)
     config = LlambaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, layers=["mamba2", "attention"], max_position_embeddings=64, initializer_range=0.2,
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        layers=["mamba2", "attention"],
+        max_position_embeddings=64,
+        initializer_range=0.2,
     )
     return LlambaForCausalLM(config).eval()
 

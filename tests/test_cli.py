@@ -21,7 +21,11 @@ STAGES = ("teacher", "converted", "aligned", "hybrid")
 def llamba(*arguments):
     """The command in this process, which has paid for the imports already."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), patch.object(sys, "argv", ["llamba", *map(str, arguments)]):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(sys, "argv", ["llamba", *map(str, arguments)]),
+    ):
         try:
             cli.run()
         except SystemExit as exit:
@@ -44,8 +48,21 @@ def run_dir(tmp_path_factory):
 
 
 def quickstart_arguments(root, layers=2):
-    return ("quickstart", "--out", root / "run", "--teacher", root / "llama", "--data", root / "text.txt",
-            "--layers", layers, "--align-tokens", 2048, "--distill-tokens", 1024)
+    return (
+        "quickstart",
+        "--out",
+        root / "run",
+        "--teacher",
+        root / "llama",
+        "--data",
+        root / "text.txt",
+        "--layers",
+        layers,
+        "--align-tokens",
+        2048,
+        "--distill-tokens",
+        1024,
+    )
 
 
 def test_quickstart_ends_with_a_table_a_plot_and_figures(run_dir):
@@ -86,8 +103,10 @@ def test_quickstart_does_not_mix_settings(run_dir):
 
 
 def test_generate_says_the_same_for_every_window(run_dir):
-    texts = [llamba("generate", run_dir / "run/hybrid", "the state of a", "--max-new-tokens", 24, "--window", window)
-             for window in (1, 5)]
+    texts = [
+        llamba("generate", run_dir / "run/hybrid", "the state of a", "--max-new-tokens", 24, "--window", window)
+        for window in (1, 5)
+    ]
     assert all(text.returncode == 0 for text in texts), texts[0].stderr
     assert texts[0].stdout == texts[1].stdout and len(texts[0].stdout) > 10
     assert "24 tokens" in texts[1].stderr and "tokens per step" in texts[1].stderr
@@ -98,8 +117,20 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
     assert ranking.returncode == 0 and "KL after deletion" in ranking.stdout
     scores = llamba("eval", run_dir / "run/hybrid", "--teacher", run_dir / "llama", "--data", run_dir / "text.txt")
     assert scores.returncode == 0 and "layers deleted" in scores.stdout
-    bench = llamba("bench", run_dir / "run/hybrid", "--windows", "1,3", "--prompts", 2, "--max-new-tokens", 8,
-                   "--data", run_dir / "text.txt", "--json", tmp_path / "bench.json")
+    bench = llamba(
+        "bench",
+        run_dir / "run/hybrid",
+        "--windows",
+        "1,3",
+        "--prompts",
+        2,
+        "--max-new-tokens",
+        8,
+        "--data",
+        run_dir / "text.txt",
+        "--json",
+        tmp_path / "bench.json",
+    )
     assert bench.returncode == 0, bench.stderr
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert [row["window"] for row in rows] == [1, 3] and all(row["identical"] for row in rows)
@@ -107,14 +138,32 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
     assert env.returncode == 0 and torch.__version__ in env.stdout
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (("generate", "no/such/folder", "x"), "llamba: load_model: path_or_id must be a folder or a hub id owner/name; got no/such/folder"),
-    (("convert", "{root}/llama", "{root}/run/hybrid", "--layers", "1"), "llamba: convert: out_dir must not exist yet, nothing is overwritten; got {root}/run/hybrid"),
-    (("convert", "{root}/llama", "{root}/new"), "llamba: convert: exactly one of --layers and --count must be given; got None and None"),
-    (("convert", "{root}/llama", "{root}/new", "--layers", "1,x"), "llamba: convert: layers must be numbers such as 1,2,4; got 1,x"),
-    (("generate", "{root}/llama", "x", "--dtype", "float8"), "llamba: dtype must be float32 or bfloat16; got float8"),
-    (("quickstart", "--out", "{root}/other", "--data", "{root}/none.txt", "--teacher", "{root}/llama"), None),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            ("generate", "no/such/folder", "x"),
+            "llamba: load_model: path_or_id must be a folder or a hub id owner/name; got no/such/folder",
+        ),
+        (
+            ("convert", "{root}/llama", "{root}/run/hybrid", "--layers", "1"),
+            "llamba: convert: out_dir must not exist yet, nothing is overwritten; got {root}/run/hybrid",
+        ),
+        (
+            ("convert", "{root}/llama", "{root}/new"),
+            "llamba: convert: exactly one of --layers and --count must be given; got None and None",
+        ),
+        (
+            ("convert", "{root}/llama", "{root}/new", "--layers", "1,x"),
+            "llamba: convert: layers must be numbers such as 1,2,4; got 1,x",
+        ),
+        (
+            ("generate", "{root}/llama", "x", "--dtype", "float8"),
+            "llamba: dtype must be float32 or bfloat16; got float8",
+        ),
+        (("quickstart", "--out", "{root}/other", "--data", "{root}/none.txt", "--teacher", "{root}/llama"), None),
+    ],
+)
 def test_errors_are_one_line(run_dir, arguments, sentence):
     failed = llamba(*(argument.format(root=run_dir) for argument in arguments))
     assert failed.returncode == 1
@@ -133,4 +182,6 @@ def test_as_a_process():
     command = [sys.executable, "-c", "from llamba_kernels.cli import run; run()", "generate", "no/such/folder", "x"]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert failed.returncode == 1 and failed.stdout == ""
-    assert failed.stderr == "llamba: load_model: path_or_id must be a folder or a hub id owner/name; got no/such/folder\n"
+    assert (
+        failed.stderr == "llamba: load_model: path_or_id must be a folder or a hub id owner/name; got no/such/folder\n"
+    )

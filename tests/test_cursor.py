@@ -65,7 +65,9 @@ def test_prefill_handover():
 
 
 @pytest.mark.parametrize("width", [2, 3, 4])
-@pytest.mark.parametrize("fold_every, max_rollback, max_window", [(1, 0, 1), (1, 0, 8), (4, 0, 5), (4, 6, 5), (3, 1, 2), (16, 0, 4)])
+@pytest.mark.parametrize(
+    "fold_every, max_rollback, max_window", [(1, 0, 1), (1, 0, 8), (4, 0, 5), (4, 6, 5), (3, 1, 2), (16, 0, 4)]
+)
 def test_random_walk_equals_list_operations(width, fold_every, max_rollback, max_window):
     rng = random.Random(0)
     session = Session(max_window, fold_every, max_rollback, width)
@@ -104,7 +106,9 @@ def test_open_slot_is_refused_until_reset():
     cursor = Cursor(2, Session(max_window=4))
     cursor.begin(int32(0), int32(3))
     before = cursor.table.clone()
-    with pytest.raises(ValueError, match=r"^cursor_begin: slot 0 must have no open step .*; got an open step of 3 tokens$"):
+    with pytest.raises(
+        ValueError, match=r"^cursor_begin: slot 0 must have no open step .*; got an open step of 3 tokens$"
+    ):
         cursor.begin(int32(1, 0), int32(1, 1))
     assert torch.equal(cursor.table, before), "a refused call changed the cursor"
     cursor.reset(int32(0))
@@ -113,18 +117,45 @@ def test_open_slot_is_refused_until_reset():
 
 SESSION = {"width": 4, "fold_every": 2, "max_rollback": 1, "max_window": 3}
 REFUSALS = [
-    (lambda c: ops.cursor_begin(c, int32(2), int32(1), **SESSION), "cursor_begin: slots must be below nslots = 2; got 2 at index 0"),
-    (lambda c: ops.cursor_begin(c, int32(1, 1), int32(1, 1), **SESSION), "cursor_begin: slots must name a slot at most once; got 1 twice"),
-    (lambda c: ops.cursor_begin(c, int32(0), int32(4), **SESSION), "cursor_begin: ntokens must be 1 to max_window = 3; got 4 for slot 0"),
-    (lambda c: ops.cursor_begin(c, int32(0), int32(0), **SESSION), "cursor_begin: ntokens must be 1 to max_window = 3; got 0 for slot 0"),
-    (lambda c: ops.cursor_begin(c, int32(0), int32(1, 2), **SESSION), "cursor_begin: ntokens must have shape (batch) = (1,); got (2,)"),
-    (lambda c: ops.cursor_commit(c, int32(0), int32(1), width=4), "cursor_commit: slot 0 must have an open step; got none (begin opens it)"),
-    (lambda c: ops.cursor_reset(c, int32(0), int32(-1), **SESSION), "cursor_reset: prompt must be at least 0 tokens; got -1 for slot 0"),
+    (
+        lambda c: ops.cursor_begin(c, int32(2), int32(1), **SESSION),
+        "cursor_begin: slots must be below nslots = 2; got 2 at index 0",
+    ),
+    (
+        lambda c: ops.cursor_begin(c, int32(1, 1), int32(1, 1), **SESSION),
+        "cursor_begin: slots must name a slot at most once; got 1 twice",
+    ),
+    (
+        lambda c: ops.cursor_begin(c, int32(0), int32(4), **SESSION),
+        "cursor_begin: ntokens must be 1 to max_window = 3; got 4 for slot 0",
+    ),
+    (
+        lambda c: ops.cursor_begin(c, int32(0), int32(0), **SESSION),
+        "cursor_begin: ntokens must be 1 to max_window = 3; got 0 for slot 0",
+    ),
+    (
+        lambda c: ops.cursor_begin(c, int32(0), int32(1, 2), **SESSION),
+        "cursor_begin: ntokens must have shape (batch) = (1,); got (2,)",
+    ),
+    (
+        lambda c: ops.cursor_commit(c, int32(0), int32(1), width=4),
+        "cursor_commit: slot 0 must have an open step; got none (begin opens it)",
+    ),
+    (
+        lambda c: ops.cursor_reset(c, int32(0), int32(-1), **SESSION),
+        "cursor_reset: prompt must be at least 0 tokens; got -1 for slot 0",
+    ),
     (lambda c: ops.cursor_reset(c, int32(0), width=5), "cursor_reset: width must be 2 to 4; got 5"),
-    (lambda c: ops.cursor_begin(c[:, :12], int32(0), int32(1), **SESSION),
-     "cursor_begin: cursor must have at least width-1 + fold_every-1 + max_rollback + 2*max_window = 11 physical rows per slot; got 5"),
-    (lambda c: ops.cursor_reset(c[:, :10], int32(0), width=4),
-     "cursor_reset: cursor must have at least width + 1 = 5 physical rows per slot; got 3 (its last dimension is 4 + width - 1 + rows)"),
+    (
+        lambda c: ops.cursor_begin(c[:, :12], int32(0), int32(1), **SESSION),
+        "cursor_begin: cursor must have at least width-1 + fold_every-1 + max_rollback + 2*max_window = 11 "
+        "physical rows per slot; got 5",
+    ),
+    (
+        lambda c: ops.cursor_reset(c[:, :10], int32(0), width=4),
+        "cursor_reset: cursor must have at least width + 1 = 5 physical rows per slot; got 3 "
+        "(its last dimension is 4 + width - 1 + rows)",
+    ),
     (lambda c: ops.cursor_reset(c, torch.tensor([0]), width=4), "cursor_reset: slots must be int32; got int64"),
     (lambda c: ops.cursor_reset(c.long(), int32(0), width=4), "cursor_reset: cursor must be int32; got int64"),
 ]

@@ -109,13 +109,13 @@ REFUSED = {
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
     "x stride": (dict(x=torch.zeros(8, 2).t()), TypeError, "x must have stride 1 in dimension -1; got 2"),
     "z shape": (dict(z=torch.zeros(3, 8)), ValueError, "z must have the shape of x, (2, 8); got (3, 8)"),
-    "z dtype": (
-        dict(z=torch.zeros(2, 8).bfloat16()), TypeError, "z must have the dtype of x, float32; got bfloat16"
-    ),
+    "z dtype": (dict(z=torch.zeros(2, 8).bfloat16()), TypeError, "z must have the dtype of x, float32; got bfloat16"),
     "z stride": (dict(z=torch.zeros(8, 2).t()), TypeError, "z must have stride 1 in dimension -1; got 2"),
     "weight shape": (dict(weight=torch.zeros(7)), ValueError, "weight must have shape (width) = (8,); got (7,)"),
     "weight dtype": (
-        dict(weight=torch.zeros(8).double()), TypeError, "weight must have the dtype of x, float32; got float64"
+        dict(weight=torch.zeros(8).double()),
+        TypeError,
+        "weight must have the dtype of x, float32; got float64",
     ),
     "weight stride": (dict(weight=torch.zeros(16)[::2]), TypeError, "weight must have stride 1 in dimension -1; got 2"),
     "eps": (dict(eps=0.0), ValueError, "eps must be positive; got 0"),
@@ -126,7 +126,8 @@ REFUSED = {
     "out dtype": (dict(out=torch.zeros(2, 8).half()), TypeError, "out must have the dtype of x, float32; got float16"),
     "out stride": (dict(out=torch.zeros(8, 2).t()), TypeError, "out must have stride 1 in dimension -1; got 2"),
     "grad": (
-        dict(weight=torch.zeros(8, requires_grad=True)), ValueError,
+        dict(weight=torch.zeros(8, requires_grad=True)),
+        ValueError,
         "weight must not require grad, because the operator has no backward (call it under torch.no_grad() or "
         "torch.inference_mode()); got one that does",
     ),
@@ -147,16 +148,20 @@ def test_a_device_without_a_kernel_is_refused_in_one_line():
         NotImplementedError,
         "gated_rms_norm: tensors must be strided and on a device that the operator's docstring names; "
         "got sparse_coo on cpu, strided on cpu",
-        gated_rms_norm, torch.ones(2, 8).to_sparse(), None, torch.ones(8), 1e-5, 8, out=torch.ones(2, 8),
+        gated_rms_norm,
+        torch.ones(2, 8).to_sparse(),
+        None,
+        torch.ones(8),
+        1e-5,
+        8,
+        out=torch.ones(2, 8),
     )
 
 
 @pytest.mark.parametrize("gate", [True, False])
 def test_opcheck(gate):
     x, z, weight, eps, group_size = make_inputs(gate=gate)
-    torch.library.opcheck(
-        torch.ops.llamba.gated_rms_norm.default, (x, z, weight, eps, group_size, torch.empty_like(x))
-    )
+    torch.library.opcheck(torch.ops.llamba.gated_rms_norm.default, (x, z, weight, eps, group_size, torch.empty_like(x)))
 
 
 def test_compiles_without_graph_break():

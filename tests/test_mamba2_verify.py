@@ -1,17 +1,19 @@
-"""mamba2_verify: against the fp64 reference, verify(K) against K one-token calls bit for bit, and what it must not touch."""
+"""mamba2_verify: against the fp64 reference, K tokens against K one-token calls bit for bit, what it must not touch."""
 
 import random
 
 import pytest
 import torch
+from helpers import assert_bitwise, assert_close_to_ref
 
 from llamba_kernels.cache import Session
 from llamba_kernels.testing import make_mamba2_layer
 from python_ref.mamba2_verify import mamba2_sequence_ref, mamba2_verify_ref
-from helpers import assert_bitwise, assert_close_to_ref
 
 NAN = float("nan")
-BASE = dict(nheads=8, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, width=4, dtype=torch.float32, bias=True)
+BASE = dict(
+    nheads=8, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, width=4, dtype=torch.float32, bias=True
+)
 CASES = {
     "base": {},
     "smollm2-135m": dict(nheads=9, x_heads=3, B_heads=3, C_heads=9),
@@ -66,8 +68,9 @@ def walk(layer, steps, rng, generator, slot=1, verify=None):
 
 @pytest.mark.parametrize("change", CASES.values(), ids=CASES)
 def test_values_against_fp64_reference(change):
-    """At most twice the error of the same formula in PyTorch at the same dtypes; outputs and checkpoints of all steps
-    of three walks, pooled: a state is a sum of few rank-one terms, so in one alone an unlucky rounding fills a whole row.
+    """At most twice the error of the same formula in PyTorch at the same dtypes; outputs and checkpoints of all steps.
+
+    Three walks are pooled: a state is a sum of few rank-one terms, so in one an unlucky rounding fills a whole row.
     """
     outs, states = [[], [], []], [[], [], []]  # of the op, of the fp64 reference, of PyTorch at the op's dtypes
     for seed in range(3):
@@ -81,7 +84,9 @@ def test_values_against_fp64_reference(change):
                 ref = mamba2_verify_ref(*other.arguments(xBC, dt, int32(1)), **other.heads, compute_dtype=compute)
                 outs[i].append((ref if other is wide else ref.to(out.dtype)).flatten())
                 other.cursor.commit(int32(1), int32(accepted))
-            if int(layer.cursor.table[1, 0]) > int(layer.cursor.table[1, 1]):  # not fresh: a checkpoint has been written
+            if int(layer.cursor.table[1, 0]) > int(
+                layer.cursor.table[1, 1]
+            ):  # not fresh: a checkpoint has been written
                 for kept, each in zip(states, (layer, wide, torch_layer), strict=True):
                     kept.append(each.checkpoint[1].flatten())
         assert_same_rows(layer, wide, slot=1)
@@ -99,7 +104,9 @@ def assert_same_rows(layer, other, slot):
 
 
 SESSIONS = [(4, 0, 5), (1, 0, 8), (3, 4, 4)]  # fold_every, max_rollback, max_window
-WALKS = [(name, SESSIONS[0]) for name in CASES] + [(name, s) for name in ("base", "bf16 shared x") for s in SESSIONS[1:]]
+WALKS = [(name, SESSIONS[0]) for name in CASES] + [
+    (name, s) for name in ("base", "bf16 shared x") for s in SESSIONS[1:]
+]
 
 
 @pytest.mark.parametrize("name, session", WALKS, ids=str)
@@ -209,7 +216,20 @@ def test_slot_reuse_after_reset_ignores_the_old_state():
 
 def changed(name, value):
     def change(arguments, heads):
-        names = ["xBC", "dt", "conv_weight", "conv_bias", "A", "D", "dt_bias", "checkpoint", "rows", "dt_rows", "cursor", "slots"]
+        names = [
+            "xBC",
+            "dt",
+            "conv_weight",
+            "conv_bias",
+            "A",
+            "D",
+            "dt_bias",
+            "checkpoint",
+            "rows",
+            "dt_rows",
+            "cursor",
+            "slots",
+        ]
         if name in heads:
             return arguments, heads | {name: value}
         arguments = list(arguments)
@@ -223,11 +243,17 @@ def changed(name, value):
 REFUSALS = [
     (changed("xBC", lambda t: t.half()), "mamba2_verify: xBC must be float32 or bfloat16; got float16"),
     (changed("dt", lambda t: t.bfloat16()), "mamba2_verify: dt must have the dtype of xBC, float32; got bfloat16"),
-    (changed("xBC", lambda t: t[..., :-1]),
-     "mamba2_verify: xBC must have shape (batch, max_ntokens, x_heads * headdim + (B_heads + C_heads) * dstate) = (1, 3, 640); got (1, 3, 639)"),
+    (
+        changed("xBC", lambda t: t[..., :-1]),
+        "mamba2_verify: xBC must have shape (batch, max_ntokens, x_heads * headdim + (B_heads + C_heads) * dstate) "
+        "= (1, 3, 640); got (1, 3, 639)",
+    ),
     (changed("A", lambda t: t[:-1]), "mamba2_verify: A must have shape (nheads) = (8,); got (7,)"),
     (changed("slots", lambda t: t + 5), "mamba2_verify: slots must be below nslots = 2; got 5 at index 0"),
-    (changed("slots", lambda t: t + 1), "mamba2_verify: slot 1 must have an open step; got none (cursor_begin opens it)"),
+    (
+        changed("slots", lambda t: t + 1),
+        "mamba2_verify: slot 1 must have an open step; got none (cursor_begin opens it)",
+    ),
     (changed("x_heads", 3), None),
     (changed("rows", lambda t: t[:, :-1]), None),
     (changed("checkpoint", lambda t: t.bfloat16()), "mamba2_verify: checkpoint must be float32; got bfloat16"),
@@ -235,7 +261,9 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("change, sentence", REFUSALS, ids=[f"{i} {s.split(';')[0] if s else ''}" for i, (_, s) in enumerate(REFUSALS)])
+@pytest.mark.parametrize(
+    "change, sentence", REFUSALS, ids=[f"{i} {s.split(';')[0] if s else ''}" for i, (_, s) in enumerate(REFUSALS)]
+)
 def test_refusals_are_one_sentence_and_change_nothing(change, sentence):
     from llamba_kernels.ops import mamba2_verify
 
@@ -246,7 +274,9 @@ def test_refusals_are_one_sentence_and_change_nothing(change, sentence):
     with pytest.raises((ValueError, TypeError)) as error:
         mamba2_verify(*arguments, **heads)
     text = str(error.value)
-    assert text == sentence or (sentence is None and text.startswith("mamba2_verify: ") and "; got " in text and "\n" not in text)
+    assert text == sentence or (
+        sentence is None and text.startswith("mamba2_verify: ") and "; got " in text and "\n" not in text
+    )
     for old, new in zip(before, (layer.checkpoint, layer.rows, layer.dt_rows, layer.cursor.table), strict=True):
         assert_bitwise(new, old)
 

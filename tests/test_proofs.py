@@ -24,7 +24,14 @@ PROMPTS, NEW_TOKENS, WINDOWS = 20, 100, range(1, 9)
 def run_dir():
     folder = Path(os.environ.get("LLAMBA_RUN", "runs/quickstart"))
     if not (folder / "results.json").exists():
-        command = [sys.executable, "-c", "from llamba_kernels.cli import run; run()", "quickstart", "--out", str(folder)]
+        command = [
+            sys.executable,
+            "-c",
+            "from llamba_kernels.cli import run; run()",
+            "quickstart",
+            "--out",
+            str(folder),
+        ]
         subprocess.run(command, check=True)
     return folder
 

@@ -103,30 +103,41 @@ REFUSED = {
     "x stride": (dict(x=torch.zeros(8, 2).t()), TypeError, "x must have stride 1 in dimension -1; got 2"),
     "weight dim": (dict(weight=torch.zeros(8)), ValueError, "weight must have 2 dimensions; got shape (8,)"),
     "weight shape": (
-        dict(weight=torch.zeros(5, 7)), ValueError,
+        dict(weight=torch.zeros(5, 7)),
+        ValueError,
         "weight must have shape (out_features, in_features) = (5, 8); got (5, 7)",
     ),
     "weight dtype": (
-        dict(weight=torch.zeros(5, 8).bfloat16()), TypeError, "weight must have the dtype of x, float32; got bfloat16"
+        dict(weight=torch.zeros(5, 8).bfloat16()),
+        TypeError,
+        "weight must have the dtype of x, float32; got bfloat16",
     ),
     "weight stride": (
-        dict(weight=torch.zeros(8, 5).t()), TypeError, "weight must have stride 1 in dimension -1; got 5"
+        dict(weight=torch.zeros(8, 5).t()),
+        TypeError,
+        "weight must have stride 1 in dimension -1; got 5",
     ),
     "bias shape": (dict(bias=torch.zeros(4)), ValueError, "bias must have shape (out_features) = (5,); got (4,)"),
     "bias dtype": (
-        dict(bias=torch.zeros(5).double()), TypeError, "bias must have the dtype of x, float32; got float64"
+        dict(bias=torch.zeros(5).double()),
+        TypeError,
+        "bias must have the dtype of x, float32; got float64",
     ),
     "bias stride": (dict(bias=torch.zeros(10)[::2]), TypeError, "bias must have stride 1 in dimension -1; got 2"),
     "out shape": (
-        dict(out=torch.zeros(2, 6)), ValueError,
-        "out must have shape (ntokens, out_features) = (2, 5); got (2, 6)"
+        dict(out=torch.zeros(2, 6)),
+        ValueError,
+        "out must have shape (ntokens, out_features) = (2, 5); got (2, 6)",
     ),
     "out dtype": (
-        dict(out=torch.zeros(2, 5).bfloat16()), TypeError, "out must have the dtype of x, float32; got bfloat16"
+        dict(out=torch.zeros(2, 5).bfloat16()),
+        TypeError,
+        "out must have the dtype of x, float32; got bfloat16",
     ),
     "out stride": (dict(out=torch.zeros(5, 2).t()), TypeError, "out must have stride 1 in dimension -1; got 2"),
     "grad": (
-        dict(weight=torch.zeros(5, 8, requires_grad=True)), ValueError,
+        dict(weight=torch.zeros(5, 8, requires_grad=True)),
+        ValueError,
         "weight must not require grad, because the operator has no backward (call it under torch.no_grad() or "
         "torch.inference_mode()); got one that does",
     ),

@@ -13,9 +13,18 @@ def tiny_model(layers=("attention", "mamba2", "attention", "mamba2"), dtype=torc
     """Random weights, wide enough apart that greedy output is not one repeated token."""
     torch.manual_seed(seed)
     config = LlambaConfig(
-        vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=len(layers), num_attention_heads=6,
-        num_key_value_heads=2, head_dim=16, layers=list(layers), max_position_embeddings=256, initializer_range=0.2,
-        eos_token_id=None, bos_token_id=None,
+        vocab_size=61,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=len(layers),
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        layers=list(layers),
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        eos_token_id=None,
+        bos_token_id=None,
     )
     return LlambaForCausalLM(config).eval().to(dtype)
 

@@ -134,119 +134,156 @@ GOOD = dict(
 NO_NAN = "logits must have a finite maximum and no NaN in every row"
 REFUSED = {
     "logits dtype": (
-        dict(logits=torch.zeros(2, 3, 5).half()), TypeError,
+        dict(logits=torch.zeros(2, 3, 5).half()),
+        TypeError,
         "logits must be float32 or bfloat16; got float16",
     ),
     "logits dim": (dict(logits=torch.zeros(2, 5)), ValueError, "logits must have 3 dimensions; got shape (2, 5)"),
     "logits stride": (
-        dict(logits=torch.zeros(2, 5, 3).mT), TypeError, "logits must have stride 1 in dimension -1; got 3"
+        dict(logits=torch.zeros(2, 5, 3).mT),
+        TypeError,
+        "logits must have stride 1 in dimension -1; got 3",
     ),
     "logits nan": (
-        dict(logits=changed(GOOD["logits"], (1, 2, 4), NAN)), ValueError, f"{NO_NAN}; got nan in row 2 of sequence 1"
+        dict(logits=changed(GOOD["logits"], (1, 2, 4), NAN)),
+        ValueError,
+        f"{NO_NAN}; got nan in row 2 of sequence 1",
     ),
     "logits inf": (
-        dict(logits=changed(GOOD["logits"], (0, 1, 0), torch.inf)), ValueError,
+        dict(logits=changed(GOOD["logits"], (0, 1, 0), torch.inf)),
+        ValueError,
         f"{NO_NAN}; got inf in row 1 of sequence 0",
     ),
     "logits all masked": (
-        dict(logits=changed(GOOD["logits"], (1, 0), -torch.inf)), ValueError,
+        dict(logits=changed(GOOD["logits"], (1, 0), -torch.inf)),
+        ValueError,
         f"{NO_NAN}; got -inf in row 0 of sequence 1",
     ),
     "no vocab": (
-        dict(logits=torch.zeros(2, 3, 0), draft_probs=None), ValueError, "vocab must be 1 to 2147483647; got 0"
+        dict(logits=torch.zeros(2, 3, 0), draft_probs=None),
+        ValueError,
+        "vocab must be 1 to 2147483647; got 0",
     ),
     "no window": (dict(logits=torch.zeros(2, 0, 5)), ValueError, "max_window must be 1 to 2147483647; got 0"),
     "drafts shape": (
-        dict(drafts=torch.ones(2, 3, dtype=torch.int64)), ValueError,
+        dict(drafts=torch.ones(2, 3, dtype=torch.int64)),
+        ValueError,
         "drafts must have shape (batch, max_window - 1) = (2, 2); got (2, 3)",
     ),
     "drafts dtype": (dict(drafts=torch.ones(2, 2, dtype=torch.int32)), TypeError, "drafts must be int64; got int32"),
     "drafts stride": (
-        dict(drafts=torch.ones(2, 2, dtype=torch.int64).t()), TypeError,
+        dict(drafts=torch.ones(2, 2, dtype=torch.int64).t()),
+        TypeError,
         "drafts must have stride 1 in dimension -1; got 2",
     ),
     "drafts too large": (
-        dict(drafts=changed(GOOD["drafts"], (1, 0), 5)), ValueError,
+        dict(drafts=changed(GOOD["drafts"], (1, 0), 5)),
+        ValueError,
         "drafts must be below vocab = 5 and not negative; got 5 as draft 0 of sequence 1",
     ),
     "drafts negative": (
-        dict(drafts=changed(GOOD["drafts"], (0, 1), -1)), ValueError,
+        dict(drafts=changed(GOOD["drafts"], (0, 1), -1)),
+        ValueError,
         "drafts must be below vocab = 5 and not negative; got -1 as draft 1 of sequence 0",
     ),
     "ntokens shape": (
-        dict(ntokens=torch.ones(3, dtype=torch.int32)), ValueError, "ntokens must have shape (batch) = (2,); got (3,)"
+        dict(ntokens=torch.ones(3, dtype=torch.int32)),
+        ValueError,
+        "ntokens must have shape (batch) = (2,); got (3,)",
     ),
     "ntokens dtype": (dict(ntokens=torch.ones(2, dtype=torch.int64)), TypeError, "ntokens must be int32; got int64"),
     "ntokens stride": (
-        dict(ntokens=torch.ones(4, dtype=torch.int32)[::2]), TypeError,
+        dict(ntokens=torch.ones(4, dtype=torch.int32)[::2]),
+        TypeError,
         "ntokens must have stride 1 in dimension -1; got 2",
     ),
     "ntokens 0": (
-        dict(ntokens=torch.tensor([3, 0], dtype=torch.int32)), ValueError,
+        dict(ntokens=torch.tensor([3, 0], dtype=torch.int32)),
+        ValueError,
         "ntokens must be 1 to max_window = 3; got 0 for sequence 1",
     ),
     "ntokens 4": (
-        dict(ntokens=torch.tensor([4, 3], dtype=torch.int32)), ValueError,
+        dict(ntokens=torch.tensor([4, 3], dtype=torch.int32)),
+        ValueError,
         "ntokens must be 1 to max_window = 3; got 4 for sequence 0",
     ),
     "draft_probs shape": (
-        dict(draft_probs=torch.zeros(2, 2, 4)), ValueError,
+        dict(draft_probs=torch.zeros(2, 2, 4)),
+        ValueError,
         "draft_probs must have shape (batch, max_window - 1, vocab) = (2, 2, 5); got (2, 2, 4)",
     ),
     "draft_probs dtype": (
-        dict(draft_probs=torch.zeros(2, 2, 5).double()), TypeError, "draft_probs must be float32; got float64"
+        dict(draft_probs=torch.zeros(2, 2, 5).double()),
+        TypeError,
+        "draft_probs must be float32; got float64",
     ),
     "draft_probs stride": (
-        dict(draft_probs=torch.zeros(2, 5, 2).mT), TypeError, "draft_probs must have stride 1 in dimension -1; got 2"
+        dict(draft_probs=torch.zeros(2, 5, 2).mT),
+        TypeError,
+        "draft_probs must have stride 1 in dimension -1; got 2",
     ),
     "draft_probs nan": (
-        dict(draft_probs=changed(GOOD["draft_probs"], (1, 1, 1), NAN)), ValueError,
+        dict(draft_probs=changed(GOOD["draft_probs"], (1, 1, 1), NAN)),
+        ValueError,
         "draft_probs must be 0 to 1; got nan for draft 1 of sequence 1",
     ),
     "draft_probs greedy": (
-        dict(uniforms=None), ValueError, "draft_probs must be None when uniforms is None (greedy); got a tensor"
+        dict(uniforms=None),
+        ValueError,
+        "draft_probs must be None when uniforms is None (greedy); got a tensor",
     ),
     "uniforms shape": (
-        dict(uniforms=torch.zeros(2, 2).double()), ValueError,
+        dict(uniforms=torch.zeros(2, 2).double()),
+        ValueError,
         "uniforms must have shape (batch, max_window) = (2, 3); got (2, 2)",
     ),
     "uniforms dtype": (dict(uniforms=torch.zeros(2, 3).half()), TypeError, "uniforms must be float64; got float16"),
     "uniforms stride": (
-        dict(uniforms=torch.zeros(3, 2).double().t()), TypeError, "uniforms must have stride 1 in dimension -1; got 2"
+        dict(uniforms=torch.zeros(3, 2).double().t()),
+        TypeError,
+        "uniforms must have stride 1 in dimension -1; got 2",
     ),
     "uniforms 1": (
-        dict(uniforms=changed(GOOD["uniforms"], (1, 2), 1.0)), ValueError,
+        dict(uniforms=changed(GOOD["uniforms"], (1, 2), 1.0)),
+        ValueError,
         "uniforms must be at least 0 and below 1; got 1 in column 2 of sequence 1",
     ),
     "uniforms nan": (
-        dict(uniforms=changed(GOOD["uniforms"], (0, 0), NAN)), ValueError,
+        dict(uniforms=changed(GOOD["uniforms"], (0, 0), NAN)),
+        ValueError,
         "uniforms must be at least 0 and below 1; got nan in column 0 of sequence 0",
     ),
     "temperature 0": (dict(temperature=0.0), ValueError, "temperature must be positive and finite; got 0"),
     "temperature -1": (dict(temperature=-1.0), ValueError, "temperature must be positive and finite; got -1"),
     "temperature nan": (dict(temperature=NAN), ValueError, "temperature must be positive and finite; got nan"),
     "accepted dtype": (
-        dict(out=(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))), TypeError,
+        dict(out=(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))),
+        TypeError,
         "accepted must be int32; got int64",
     ),
     "accepted shape": (
-        dict(out=(torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int64))), ValueError,
+        dict(out=(torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int64))),
+        ValueError,
         "accepted must have shape (batch) = (2,); got (1,)",
     ),
     "next_token dtype": (
-        dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))), TypeError,
+        dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))),
+        TypeError,
         "next_token must be int64; got int32",
     ),
     "next_token shape": (
-        dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int64))), ValueError,
+        dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int64))),
+        ValueError,
         "next_token must have shape (batch) = (2,); got (3,)",
     ),
     "accepted stride": (
-        dict(out=(torch.zeros(4, dtype=torch.int32)[::2], torch.zeros(2, dtype=torch.int64))), TypeError,
+        dict(out=(torch.zeros(4, dtype=torch.int32)[::2], torch.zeros(2, dtype=torch.int64))),
+        TypeError,
         "accepted must have stride 1 in dimension -1; got 2",
     ),
     "next_token stride": (
-        dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)[::2])), TypeError,
+        dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)[::2])),
+        TypeError,
         "next_token must have stride 1 in dimension -1; got 2",
     ),
 }

@@ -102,8 +102,8 @@ struct vec16 {
   native part[kParts];
 };
 
-#define LLAMBA_EACH_PART(expression)             \
-  vec16 y;                                       \
+#define LLAMBA_EACH_PART(expression)                         \
+  vec16 y;                                                   \
   for (int i = 0; i < kParts; ++i) y.part[i] = (expression); \
   return y
 

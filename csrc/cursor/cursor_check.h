@@ -32,8 +32,8 @@ inline int check_cursor(const char* op, const llamba_cursor& cursor) {
   if (session.max_window < 1) {
     return fail(LLAMBA_VALUE_ERROR, "%s: max_window must be at least 1; got %d", op, session.max_window);
   }
-  const int64_t needed = int64_t{cursor.width} - 1 + session.fold_every - 1 + session.max_rollback +
-                         2 * int64_t{session.max_window};
+  const int64_t needed =
+      int64_t{cursor.width} - 1 + session.fold_every - 1 + session.max_rollback + 2 * int64_t{session.max_window};
   if (cursor.capacity < needed) {
     return fail(LLAMBA_VALUE_ERROR,
                 "%s: cursor must have at least width-1 + fold_every-1 + max_rollback + 2*max_window = %" PRId64

@@ -43,12 +43,12 @@ constexpr int32_t kBrokenStep = -1;  // ntokens of a slot that a bad device-side
 // What a commit does to the row table: the list tail + live rows moves left by `fold`, the accepted rows join it, and
 // everything else becomes free, in this order: unused free rows, rejected rows, rows dropped from the front.
 struct CommitPlan {
-  int32_t fold;      // entries that leave the front
-  int32_t kept;      // new tail + new live rows
-  int32_t accepted;  // end of the accepted rows in the old table
-  int32_t proposed;  // end of the step's rows in the old table
-  int32_t used;      // end of the old table's meaningful entries
-  int32_t zero_rows; // leading -1 entries among those that leave the front
+  int32_t fold;       // entries that leave the front
+  int32_t kept;       // new tail + new live rows
+  int32_t accepted;   // end of the accepted rows in the old table
+  int32_t proposed;   // end of the step's rows in the old table
+  int32_t used;       // end of the old table's meaningful entries
+  int32_t zero_rows;  // leading -1 entries among those that leave the front
 };
 
 [[maybe_unused]] LLAMBA_HOST_DEVICE CommitPlan plan_commit(const int32_t* header, const int32_t* table,

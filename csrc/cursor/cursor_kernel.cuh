@@ -51,8 +51,8 @@ __global__ void cursor_begin_kernel(llamba_cursor_begin_args args) {
   if (header == nullptr || threadIdx.x != 0) return;
   const int32_t ntokens = args.ntokens[blockIdx.x];
   const int32_t most_live = args.session.fold_every - 1 + args.session.max_rollback + args.session.max_window;
-  const bool legal = header[kNtokens] == kNoStep && ntokens >= 1 && ntokens <= args.session.max_window &&
-                     header[kLive] <= most_live;
+  const bool legal =
+      header[kNtokens] == kNoStep && ntokens >= 1 && ntokens <= args.session.max_window && header[kLive] <= most_live;
   header[kFold] = legal ? fold_at_begin(header[kPosition], header[kLive], args.session) : 0;
   header[kNtokens] = legal ? ntokens : kBrokenStep;
 }

@@ -30,13 +30,13 @@ llamba_session checked_session(const char* kOp, int64_t fold_every, int64_t max_
                         static_cast<int32_t>(max_window)};
 }
 
-#define CHECK_PER_SLOT(values)             \
-  do {                                     \
-    const int64_t batch = slots.size(0);   \
-    CHECK_SHAPE(values, batch);            \
-    CHECK_DTYPE(values, Int);              \
-    CHECK_STRIDE(values, -1, 1);           \
-    CHECK_SAME_DEVICE(values, slots);      \
+#define CHECK_PER_SLOT(values)           \
+  do {                                   \
+    const int64_t batch = slots.size(0); \
+    CHECK_SHAPE(values, batch);          \
+    CHECK_DTYPE(values, Int);            \
+    CHECK_STRIDE(values, -1, 1);         \
+    CHECK_SAME_DEVICE(values, slots);    \
   } while (0)
 
 const int32_t* int32_data(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }

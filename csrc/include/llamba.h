@@ -57,11 +57,11 @@ LLAMBA_API const char* llamba_isa_cpu(void);
  * The checkpoint is the state after position - live tokens; a slot is fresh (state zero) while that is 0. */
 #define LLAMBA_CURSOR_HEADER 4
 typedef struct {
-  int32_t* data;       /* [nslots, HEADER + width-1 + capacity] */
-  int64_t nslots;      
-  int64_t slot_stride; 
-  int32_t width;       /* conv width, 2 to 4 */
-  int32_t capacity;    /* physical rows per slot */
+  int32_t* data; /* [nslots, HEADER + width-1 + capacity] */
+  int64_t nslots;
+  int64_t slot_stride;
+  int32_t width;    /* conv width, 2 to 4 */
+  int32_t capacity; /* physical rows per slot */
 } llamba_cursor;
 
 /* Session constants; capacity must be at least width-1 + fold_every-1 + max_rollback + 2 * max_window. */
@@ -72,19 +72,19 @@ typedef struct {
 } llamba_session;
 
 typedef struct {
-  size_t size;             /* sizeof(this struct) as the caller knows it */
-  llamba_cursor cursor;    /* written */
-  const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
-  const int32_t* prompt;   /* [batch] tokens a prefill has put into the slot, or NULL: none (fresh) */
+  size_t size;           /* sizeof(this struct) as the caller knows it */
+  llamba_cursor cursor;  /* written */
+  const int32_t* slots;  /* [batch], unique; < 0: padding, skipped */
+  const int32_t* prompt; /* [batch] tokens a prefill has put into the slot, or NULL: none (fresh) */
   int64_t batch;
-  llamba_session session;  /* read only with prompt */
+  llamba_session session; /* read only with prompt */
 } llamba_cursor_reset_args;
 
 typedef struct {
   size_t size;
-  llamba_cursor cursor;    /* written: fold, ntokens */
-  const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
-  const int32_t* ntokens;  /* [batch], 1 to max_window */
+  llamba_cursor cursor;   /* written: fold, ntokens */
+  const int32_t* slots;   /* [batch], unique; < 0: padding, skipped */
+  const int32_t* ntokens; /* [batch], 1 to max_window */
   int64_t batch;
   llamba_session session;
 } llamba_cursor_begin_args;
@@ -112,25 +112,25 @@ typedef struct {
   int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
   int32_t nheads, headdim, dstate;
   int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */
-  const void* xBC;            /* [batch, max_ntokens, conv_dim], raw in_proj columns: x, B, C */
+  const void* xBC;                   /* [batch, max_ntokens, conv_dim], raw in_proj columns: x, B, C */
   int64_t xBC_stride_batch, xBC_stride_token;
-  const void* dt;             /* [batch, max_ntokens, nheads], raw: before bias and softplus */
+  const void* dt; /* [batch, max_ntokens, nheads], raw: before bias and softplus */
   int64_t dt_stride_batch, dt_stride_token;
-  const void* conv_weight;    /* [conv_dim, width] */
+  const void* conv_weight; /* [conv_dim, width] */
   int64_t conv_weight_stride_channel, conv_weight_stride_tap;
-  const void* conv_bias;      /* [conv_dim] or NULL: zero */
-  const float* A;             /* [nheads], negative: -exp(A_log) */
-  const float* D;             /* [nheads] or NULL: zero */
-  const float* dt_bias;       /* [nheads] or NULL: zero */
-  float* checkpoint;          /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
+  const void* conv_bias; /* [conv_dim] or NULL: zero */
+  const float* A;        /* [nheads], negative: -exp(A_log) */
+  const float* D;        /* [nheads] or NULL: zero */
+  const float* dt_bias;  /* [nheads] or NULL: zero */
+  float* checkpoint;     /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
   int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
-  void* rows;                 /* [nslots, capacity, conv_dim], in/out: the new tokens' rows are written */
+  void* rows; /* [nslots, capacity, conv_dim], in/out: the new tokens' rows are written */
   int64_t rows_stride_slot, rows_stride_row;
-  void* dt_rows;              /* [nslots, capacity, nheads], in/out: as rows */
+  void* dt_rows; /* [nslots, capacity, nheads], in/out: as rows */
   int64_t dt_rows_stride_slot, dt_rows_stride_row;
-  llamba_cursor cursor;       /* read: every slot must have an open step */
-  const int32_t* slots;       /* [batch], unique; < 0: padding */
-  void* out;                  /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
+  llamba_cursor cursor; /* read: every slot must have an open step */
+  const int32_t* slots; /* [batch], unique; < 0: padding */
+  void* out;            /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
   int64_t out_stride_batch, out_stride_token, out_stride_head;
 } llamba_mamba2_verify_args;
 
@@ -140,16 +140,16 @@ LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype;     /* x, z, weight, out */
+  llamba_dtype dtype; /* x, z, weight, out */
   int64_t batch, ntokens, width;
-  int64_t group_size;     /* divides width; each group has its own norm */
-  float eps;              /* > 0 */
-  const void* x;          /* [batch, ntokens, width] */
+  int64_t group_size; /* divides width; each group has its own norm */
+  float eps;          /* > 0 */
+  const void* x;      /* [batch, ntokens, width] */
   int64_t x_stride_batch, x_stride_token;
-  const void* z;          /* [batch, ntokens, width] or NULL: no gate */
+  const void* z; /* [batch, ntokens, width] or NULL: no gate */
   int64_t z_stride_batch, z_stride_token;
-  const void* weight;     /* [width] */
-  void* out;              /* [batch, ntokens, width], written; may be x or z */
+  const void* weight; /* [width] */
+  void* out;          /* [batch, ntokens, width], written; may be x or z */
   int64_t out_stride_batch, out_stride_token;
 } llamba_gated_rms_norm_args;
 
@@ -159,14 +159,14 @@ LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args)
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype;     /* x, weight, bias, out */
+  llamba_dtype dtype; /* x, weight, bias, out */
   int64_t batch, ntokens, in_features, out_features;
-  const void* x;          /* [batch, ntokens, in_features] */
+  const void* x; /* [batch, ntokens, in_features] */
   int64_t x_stride_batch, x_stride_token;
-  const void* weight;     /* [out_features, in_features] */
+  const void* weight; /* [out_features, in_features] */
   int64_t weight_stride_row;
-  const void* bias;       /* [out_features] or NULL: zero */
-  void* out;              /* [batch, ntokens, out_features], written; overlaps nothing else */
+  const void* bias; /* [out_features] or NULL: zero */
+  void* out;        /* [batch, ntokens, out_features], written; overlaps nothing else */
   int64_t out_stride_batch, out_stride_token;
 } llamba_skinny_linear_args;
 
@@ -176,20 +176,20 @@ LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype;         /* logits */
+  llamba_dtype dtype; /* logits */
   int64_t batch, max_window, vocab;
-  double temperature;         /* > 0 */
-  const void* logits;         /* [batch, max_window, vocab], row i for the token after input i; input 0 is pending */
+  double temperature; /* > 0 */
+  const void* logits; /* [batch, max_window, vocab], row i for the token after input i; input 0 is pending */
   int64_t logits_stride_batch, logits_stride_token;
-  const int64_t* drafts;      /* [batch, max_window - 1]: inputs 1, 2, ...; the first ntokens - 1 are read */
+  const int64_t* drafts; /* [batch, max_window - 1]: inputs 1, 2, ...; the first ntokens - 1 are read */
   int64_t drafts_stride_batch;
-  const int32_t* ntokens;     /* [batch], 1 to max_window */
-  const float* draft_probs;   /* [batch, max_window - 1, vocab] or NULL: drafts were certain */
+  const int32_t* ntokens;   /* [batch], 1 to max_window */
+  const float* draft_probs; /* [batch, max_window - 1, vocab] or NULL: drafts were certain */
   int64_t draft_probs_stride_batch, draft_probs_stride_token;
-  const double* uniforms;     /* [batch, max_window] in [0, 1), the last for the next token, or NULL: greedy */
+  const double* uniforms; /* [batch, max_window] in [0, 1), the last for the next token, or NULL: greedy */
   int64_t uniforms_stride_batch;
-  int32_t* accepted;          /* [batch], written: inputs that stay, the pending one included */
-  int64_t* next_token;        /* [batch], written */
+  int32_t* accepted;   /* [batch], written: inputs that stay, the pending one included */
+  int64_t* next_token; /* [batch], written */
 } llamba_speculative_accept_args;
 
 LLAMBA_API int llamba_speculative_accept_cpu(const llamba_speculative_accept_args* args);

@@ -1,13 +1,14 @@
 // mamba2_verify on the CPU: checks, scratch, and the two parallel stages (conv, then scan) over the whole batch.
+#include "mamba2_verify/mamba2_verify_cpu.h"
+
 #include <vector>
 
 #include "common/bfloat16.h"
+#include "common/parallel.h"
+#include "common/ssm_step.h"
 #include "cursor/cursor_check.h"
 #include "cursor/cursor_edit.h"
 #include "cursor/cursor_slots.h"
-#include "mamba2_verify/mamba2_verify_cpu.h"
-#include "common/parallel.h"
-#include "common/ssm_step.h"
 
 namespace llamba {
 namespace {
@@ -29,8 +30,10 @@ int check(const llamba_mamba2_verify_args& args) {
     return fail(LLAMBA_VALUE_ERROR, "%s: dstate must be a multiple of 16 up to %d; got %d", op, kMaxDstate,
                 args.dstate);
   }
-  const struct { const char* name; int32_t heads; } groups[] = {
-      {"x_heads", args.x_heads}, {"B_heads", args.B_heads}, {"C_heads", args.C_heads}};
+  const struct {
+    const char* name;
+    int32_t heads;
+  } groups[] = {{"x_heads", args.x_heads}, {"B_heads", args.B_heads}, {"C_heads", args.C_heads}};
   for (const auto& group : groups) {
     if (group.heads < 1 || args.nheads % group.heads != 0) {
       return fail(LLAMBA_VALUE_ERROR, "%s: %s must divide nheads = %d; got %d", op, group.name, args.nheads,
@@ -46,8 +49,17 @@ int open_step(const llamba_mamba2_verify_args& args, int32_t i, Mamba2Sequence* 
   const int32_t slot = args.slots[i];
   const int32_t* header = args.cursor.data + slot * args.cursor.slot_stride;
   const int32_t* table = header + LLAMBA_CURSOR_HEADER;
-  *sequence = Mamba2Sequence{i, slot, header[kLive], header[kFold], header[kNtokens], header[kLive] + header[kNtokens],
-                             header[kPosition] == header[kLive], table, nullptr, nullptr, nullptr};
+  *sequence = Mamba2Sequence{i,
+                             slot,
+                             header[kLive],
+                             header[kFold],
+                             header[kNtokens],
+                             header[kLive] + header[kNtokens],
+                             header[kPosition] == header[kLive],
+                             table,
+                             nullptr,
+                             nullptr,
+                             nullptr};
   if (sequence->ntokens <= kNoStep) {
     return fail(LLAMBA_VALUE_ERROR, "mamba2_verify: slot %d must have an open step; got none (cursor_begin opens it)",
                 slot);
@@ -57,8 +69,8 @@ int open_step(const llamba_mamba2_verify_args& args, int32_t i, Mamba2Sequence* 
                 sequence->ntokens, slot, args.max_ntokens);
   }
   const int32_t used = args.cursor.width - 1 + sequence->ntotal;
-  bool valid = sequence->live >= 0 && sequence->fold >= 0 && sequence->fold <= sequence->live &&
-               used <= table_size(args.cursor);
+  bool valid =
+      sequence->live >= 0 && sequence->fold >= 0 && sequence->fold <= sequence->live && used <= table_size(args.cursor);
   for (int32_t entry = 0; valid && entry < used; ++entry) {
     const int32_t lowest = entry < args.cursor.width - 1 ? -1 : 0;
     valid = table[entry] >= lowest && table[entry] < args.cursor.capacity;
@@ -148,12 +160,12 @@ int mamba2_verify(const llamba_mamba2_verify_args& args) {
       }
     });
   };
-  run_stage([&](const Mamba2Sequence& sequence, int64_t begin, int64_t end) {
-    LLAMBA_CALL_ISA(mamba2_conv, args, sizes, sequence, begin, end);
-  }, sizes.conv_stride / 16, 16 * 8);
-  run_stage([&](const Mamba2Sequence& sequence, int64_t begin, int64_t end) {
-    LLAMBA_CALL_ISA(mamba2_scan, args, sizes, sequence, begin, end);
-  }, int64_t{args.nheads} * args.headdim, args.dstate);
+  run_stage([&](const Mamba2Sequence& sequence, int64_t begin,
+                int64_t end) { LLAMBA_CALL_ISA(mamba2_conv, args, sizes, sequence, begin, end); },
+            sizes.conv_stride / 16, 16 * 8);
+  run_stage([&](const Mamba2Sequence& sequence, int64_t begin,
+                int64_t end) { LLAMBA_CALL_ISA(mamba2_scan, args, sizes, sequence, begin, end); },
+            int64_t{args.nheads} * args.headdim, args.dstate);
 
   size_t next = 0;
   for (int32_t i = 0; i < args.batch; ++i) {

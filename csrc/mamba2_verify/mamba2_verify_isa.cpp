@@ -3,8 +3,8 @@
 // Bits: a token's results depend on its own sequence's tokens alone. Every state element takes the same operations in
 // the same order whatever the window, the live rows or the fold; lane l of vector v holds dstate index 16 v + l; the
 // dot product with C adds the vectors in order and then the lanes in one fixed tree.
-#include "mamba2_verify/mamba2_verify_cpu.h"
 #include "common/vec.h"
+#include "mamba2_verify/mamba2_verify_cpu.h"
 
 namespace llamba {
 namespace LLAMBA_ISA {
@@ -37,13 +37,12 @@ void conv_block(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes,
   for (int tap = 0; tap < kWidth; ++tap) {
     float column[kLanes] = {};
     for (int lane = 0; lane < lanes; ++lane) {
-      column[lane] = to_float(
-          weight[lane * args.conv_weight_stride_channel + tap * args.conv_weight_stride_tap]);
+      column[lane] = to_float(weight[lane * args.conv_weight_stride_channel + tap * args.conv_weight_stride_tap]);
     }
     taps[tap] = load(column);
   }
-  const vec16 bias = args.conv_bias ? load_lanes(static_cast<const T*>(args.conv_bias) + channel, lanes)
-                                    : broadcast(0.0f);
+  const vec16 bias =
+      args.conv_bias ? load_lanes(static_cast<const T*>(args.conv_bias) + channel, lanes) : broadcast(0.0f);
 
   T* slot_rows = static_cast<T*>(args.rows) + sequence.slot * args.rows_stride_slot + channel;
   const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch + channel;
@@ -85,10 +84,10 @@ void conv_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes
 
 // Where one head finds its operands.
 struct Head {
-  const float* x;      // token 0; add t * conv_stride
+  const float* x;  // token 0; add t * conv_stride
   const float* B;
   const float* C;
-  const float* dt;     // token 0; add t * nheads
+  const float* dt;  // token 0; add t * nheads
   const float* decay;
   float D;
 };
@@ -125,8 +124,8 @@ void scan_rows(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, 
   const Head head = find_head(args, sequence, head_idx);
   float* checkpoint = args.checkpoint + sequence.slot * args.checkpoint_stride_slot +
                       head_idx * args.checkpoint_stride_head + dim * args.checkpoint_stride_dim;
-  T* out = static_cast<T*>(args.out) + sequence.batch_idx * args.out_stride_batch + head_idx * args.out_stride_head +
-           dim;
+  T* out =
+      static_cast<T*>(args.out) + sequence.batch_idx * args.out_stride_batch + head_idx * args.out_stride_head + dim;
 
   vec16 state[kRows][kVecs > 0 ? kVecs : kMaxVecs];
   for (int r = 0; r < kRows; ++r) {

@@ -22,8 +22,8 @@ const float* head_parameter(const char* name, const Tensor& tensor, int64_t nhea
 void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weight,
                    const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
                    const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
-                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& out,
-                   int64_t x_heads, int64_t B_heads, int64_t C_heads) {
+                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& out, int64_t x_heads,
+                   int64_t B_heads, int64_t C_heads) {
   llamba_mamba2_verify_args args{sizeof(args)};
   args.dtype = CHECK_FLOATING(xBC);
   CHECK_DIM(xBC, 3, 3);

@@ -6,8 +6,23 @@ from .._load import call
 
 
 def mamba2_verify(
-    xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots, *,
-    x_heads, B_heads, C_heads, out=None,
+    xBC,
+    dt,
+    conv_weight,
+    conv_bias,
+    A,
+    D,
+    dt_bias,
+    checkpoint,
+    rows,
+    dt_rows,
+    cursor,
+    slots,
+    *,
+    x_heads,
+    B_heads,
+    C_heads,
+    out=None,
 ):
     """Run every slot's open step through one layer: replay its live rows, then its new tokens, and emit y for these.
 
@@ -17,7 +32,8 @@ def mamba2_verify(
 
     The state starts at the checkpoint and is stored back only where the step folds; the new tokens' raw rows are
     stored, so taking a token back is an edit of the cursor. A token's bits depend on its own sequence alone: not on
-    the window, the fold schedule, what was accepted before, or the batch. verify(K) equals K one-token calls, bit for bit.
+    the window, the fold schedule, what was accepted before, or the batch. A window of K tokens equals K one-token
+    calls, bit for bit.
 
     Args:
         xBC: (batch, max_ntokens, conv_dim) float32 or bfloat16, raw columns of in_proj: x, B, C;
@@ -43,12 +59,43 @@ def mamba2_verify(
         out = torch.empty(*xBC.shape[:2], *checkpoint.shape[1:3], dtype=xBC.dtype, device=xBC.device)
     call(
         torch.ops.llamba.mamba2_verify.default,
-        xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots, out,
-        x_heads, B_heads, C_heads,
+        xBC,
+        dt,
+        conv_weight,
+        conv_bias,
+        A,
+        D,
+        dt_bias,
+        checkpoint,
+        rows,
+        dt_rows,
+        cursor,
+        slots,
+        out,
+        x_heads,
+        B_heads,
+        C_heads,
     )
     return out
 
 
 @torch.library.register_fake("llamba::mamba2_verify")
-def _(xBC, dt, conv_weight, conv_bias, A, D, dt_bias, checkpoint, rows, dt_rows, cursor, slots, out, x_heads, B_heads, C_heads):
+def _(
+    xBC,
+    dt,
+    conv_weight,
+    conv_bias,
+    A,
+    D,
+    dt_bias,
+    checkpoint,
+    rows,
+    dt_rows,
+    cursor,
+    slots,
+    out,
+    x_heads,
+    B_heads,
+    C_heads,
+):
     return None

@@ -42,7 +42,14 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
     accepted, next_token = out
     call(
         torch.ops.llamba.speculative_accept.default,
-        logits, drafts, ntokens, draft_probs, uniforms, temperature, accepted, next_token,
+        logits,
+        drafts,
+        ntokens,
+        draft_probs,
+        uniforms,
+        temperature,
+        accepted,
+        next_token,
     )
     return accepted, next_token
 

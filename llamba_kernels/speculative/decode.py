@@ -23,7 +23,9 @@ class Stats:
     steps: int = 0  # verify calls
     drafted: int = 0
     accepted_drafts: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prefill", "draft", "verify", "accept"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("prefill", "draft", "verify", "accept"), 0.0)
+    )
 
     @property
     def decode_seconds(self) -> float:
