@@ -115,6 +115,22 @@ def test_alignment_loss_is_the_relative_error_on_teacher_inputs(teacher):
     assert loss.item() == pytest.approx(mean, rel=0.02)  # bf16 where the CPU has it
 
 
+def test_alignment_ends_in_the_least_squares_out_proj(teacher):
+    student, _ = convert_model(teacher, LAYERS, windows())
+    objective, ids = Alignment(student, teacher), windows(8, 48)
+    before = objective(ids)["loss"].item()
+    objective.finish(ids)
+    after = objective(ids)["loss"].item()
+    assert after < 0.9 * before
+    for i in LAYERS:  # at a minimum, any other direction is uphill
+        weight = student.model.layers[i].mamba.out_proj.weight
+        with torch.no_grad():
+            step = 0.2 * weight.norm() / weight.numel() ** 0.5 * torch.randn_like(weight)
+            weight += step
+            assert objective(ids)["loss"].item() > after
+            weight -= step
+
+
 def test_distillation_loss_is_kl_plus_weighted_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(37, 16, generator=generator, dtype=torch.float64) for _ in range(2))

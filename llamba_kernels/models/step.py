@@ -25,8 +25,11 @@ class StepModel:
         # One table for all steps: computing an angle alone or among others may differ in the last bit.
         self.cos, self.sin = rope_cos_sin(model.config, torch.arange(cache.max_tokens))  # [max_tokens, head_dim]
         self.dynamics = [
-            (-torch.exp(layer.mamba.A_log.detach().float()), layer.mamba.D.detach().float(),
-             layer.mamba.dt_bias.detach().float())
+            (
+                -torch.exp(layer.mamba.A_log.detach().float()),
+                layer.mamba.D.detach().float(),
+                layer.mamba.dt_bias.detach().float(),
+            )
             if layer.is_mamba
             else None
             for layer in model.model.layers
@@ -62,19 +65,37 @@ class StepModel:
         sizes = [mixer.d_inner, mixer.conv_dim, mixer.num_heads]
         z, xBC, dt = skinny_linear(u, mixer.in_proj.weight).split(sizes, dim=-1)
         y = mamba2_verify(
-            xBC, dt, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, A, D, dt_bias,
-            buffers.checkpoint, buffers.rows, buffers.dt_rows, self.cache.cursor.table, slots,
-            x_heads=self.config.mamba_x_heads, B_heads=self.config.mamba_B_heads, C_heads=self.config.mamba_C_heads,
+            xBC,
+            dt,
+            mixer.conv1d.weight.squeeze(1),
+            mixer.conv1d.bias,
+            A,
+            D,
+            dt_bias,
+            buffers.checkpoint,
+            buffers.rows,
+            buffers.dt_rows,
+            self.cache.cursor.table,
+            slots,
+            x_heads=self.config.mamba_x_heads,
+            B_heads=self.config.mamba_B_heads,
+            C_heads=self.config.mamba_C_heads,
         )  # [batch, window, nheads, headdim]
         normed = gated_rms_norm(y.flatten(-2), z, mixer.norm.weight, mixer.norm.eps, mixer.norm.group_size)
         return skinny_linear(normed, mixer.out_proj.weight)
 
     def _attention(
-        self, attention: LlambaAttention, buffers: AttentionBuffers, slots: list[int], spans: list[tuple[int, int]],
+        self,
+        attention: LlambaAttention,
+        buffers: AttentionBuffers,
+        slots: list[int],
+        spans: list[tuple[int, int]],
         u: Tensor,
     ) -> Tensor:
         q, k, v = (
-            skinny_linear(u, proj.weight, proj.bias).unflatten(-1, (-1, attention.head_dim))  # [batch, window, heads, hd]
+            skinny_linear(u, proj.weight, proj.bias).unflatten(
+                -1, (-1, attention.head_dim)
+            )  # [batch, window, heads, hd]
             for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         y = torch.zeros_like(q)
