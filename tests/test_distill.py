@@ -83,7 +83,11 @@ def test_ranking_is_the_kl_of_deleting_each_layer(teacher):
         layer.mix = mix
         kl = (logits.exp() * (logits - without)).sum(-1).mean()
         assert ranking.kl[i] == pytest.approx(kl.item(), rel=0.05, abs=1e-3)  # the ranking may run in bf16
-    assert ranking.kl[ranking.order[0]] == min(ranking.kl)
+    assert ranking.kl[ranking.order[0]] == min(ranking.kl.values())
+    with pytest.raises(ValueError, match="rank-layers: count must be in 1..4, the attention layers; got 5"):
+        ranking.least_important(5)
+    hybrid, _ = convert_model(teacher, [1, 2], ids)
+    assert sorted(rank_model(hybrid, ids).order) == [0, 3]
 
 
 def test_conversion_transfers_weights_and_is_no_worse_than_deletion(teacher):
