@@ -35,21 +35,26 @@ class _DistillationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, student_head, teacher, teacher_head, labels, ce_weight, chunk):
+        count, device = len(student), student.device
         gradient = torch.empty_like(student)
-        loss = torch.zeros((), device=student.device)
-        for rows in torch.arange(len(student), device=student.device).split(chunk):
+        loss = torch.zeros((), device=device)
+        # Autocast does not remember the casts of frozen weights: without this each chunk would cast both heads anew.
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else student.dtype
+        student_head, teacher_head = student_head.to(dtype), teacher_head.to(dtype)
+        for start in range(0, count, chunk):
+            rows = slice(start, start + chunk)
             log_q = log_probabilities(student[rows], student_head)  # [rows, vocab] fp32
             log_p = log_probabilities(teacher[rows], teacher_head)
-            p, q = log_p.exp(), log_q.exp()
-            loss += (p * (log_p - log_q)).sum()
-            d_logits = (q - p).div_(len(student))
+            # In place from here on: these are the largest tensors of the whole step.
+            p = log_p.exp()
+            loss += torch.dot(p.flatten(), log_p.sub_(log_q).flatten())
             if labels is not None:
                 loss += ce_weight * F.nll_loss(log_q, labels[rows], reduction="sum")
-                q[torch.arange(len(rows), device=q.device), labels[rows]] -= 1
-                d_logits += q.mul_(ce_weight / len(student))
-            gradient[rows] = (d_logits.to(student.dtype) @ student_head.to(student.dtype)).to(gradient.dtype)
+                p[torch.arange(len(p), device=device), labels[rows]] += ce_weight
+            d_logits = log_q.exp_().mul_(1 + ce_weight).sub_(p).div_(count)  # d KL = q - p, d CE = q - onehot
+            gradient[rows] = d_logits.to(dtype) @ student_head
         ctx.save_for_backward(gradient)
-        return loss / len(student)
+        return loss / count
 
     @staticmethod
     def backward(ctx, upstream):

@@ -17,14 +17,16 @@ from .text import read_text, token_windows
 
 @dataclass(frozen=True)
 class Ranking:
-    """Layers from least to most important, and KL(teacher || teacher without layer i's attention) for each layer i."""
+    """Attention layers from least to most important; kl[i] is KL(teacher || teacher without layer i's attention)."""
 
     order: list[int]
-    kl: list[float]
+    kl: dict[int, float]
     tokens: int
     seconds: float
 
     def least_important(self, count: int) -> list[int]:
+        if not 0 < count <= len(self.order):
+            raise ValueError(f"rank-layers: count must be in 1..{len(self.order)}, the attention layers; got {count}")
         return sorted(self.order[:count])
 
 
@@ -41,12 +43,13 @@ def rank_layers(
     return rank_model(teacher, windows)
 
 
-def rank_model(teacher: LlambaForCausalLM, windows: Tensor, every: int = 2) -> Ranking:
+def rank_model(teacher: LlambaForCausalLM, windows: Tensor, every: int = 4) -> Ranking:
     """As `rank_layers`, on (count, window) token ids. The KL is taken at every `every`-th position: neighbours say
-    nearly the same, and with a large vocabulary the output costs as much as many layers."""
+    nearly the same, and with a large vocabulary the output costs as much as many layers.
+    """
     started = time.perf_counter()
-    count = teacher.config.num_hidden_layers
     head = teacher.lm_head.weight
+    attention = [i for i, kind in enumerate(teacher.config.layers) if kind == "attention"]
 
     with torch.no_grad(), fast_autocast(teacher.device):
         below, context = embed(teacher, windows.to(teacher.device))
@@ -55,12 +58,12 @@ def rank_model(teacher: LlambaForCausalLM, windows: Tensor, every: int = 2) -> R
             return teacher.model.norm(hidden)[:, ::every].flatten(0, 1)
 
         inputs = [below]
-        for i in range(count):
+        for i in range(teacher.config.num_hidden_layers):
             inputs.append(run_layers(teacher, inputs[-1], context, i, i + 1))
         reference = final(inputs[-1])
         # A deletion changes nothing below it, so each run starts at the deleted layer: half the work.
-        kl = [
-            kl_divergence(reference, final(run_layers(teacher, inputs[i], context, i, deleted=[i])), head)
-            for i in track(range(count), "rank-layers")
-        ]
-    return Ranking(sorted(range(count), key=kl.__getitem__), kl, windows.numel(), time.perf_counter() - started)
+        kl = {
+            i: kl_divergence(reference, final(run_layers(teacher, inputs[i], context, i, deleted=[i])), head)
+            for i in track(attention, "rank-layers")
+        }
+    return Ranking(sorted(attention, key=kl.__getitem__), kl, windows.numel(), time.perf_counter() - started)

@@ -37,6 +37,7 @@ def run_stage(
     sources = {"command": command, "student": str(student_dir), "teacher": str(teacher_dir), **options}
     loss = objective(student, teacher, **options)
     training = run_training(command, loss, windows, recipe, work_dir, sources, save_every)
+    loss.finish(windows)
     with new_folder(out_dir) as staging:
         save_model(student, tokenizer, staging)
         shutil.copy(work_dir / "metrics.jsonl", staging)

@@ -75,6 +75,9 @@ class Objective(nn.Module):
         for model in self._models:
             model.to(device)
 
+    def finish(self, windows: Tensor):
+        """What is left to do on the run's windows when the last step is taken; nothing, unless overridden."""
+
 
 def run_training(
     command: str,
