@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .decode_bench import decode_bench, held_out_prompts
 from .distill import align, convert, distill, evaluate, fetch_teacher, rank_layers
+from .distill.rank import Ranking
 from .env import describe
 from .models import load_model, load_tokenizer
 from .report import ModelRow, results_plot, results_table
@@ -31,8 +32,8 @@ def quickstart(
     teacher: str = "smollm2-135m",
     window: int = 4,
     seed: int = 0,
-    align_tokens: int = 131_072,
-    distill_tokens: int = 65_536,
+    align_tokens: int | None = None,
+    distill_tokens: int | None = None,
     console: Console | None = None,
 ) -> list[ModelRow]:
     """Run everything, print the table, write results.json and quickstart.png to `out_dir`; returns the table's rows.
@@ -42,7 +43,7 @@ def quickstart(
         data: text files or folders; default Python's own standard-library sources.
         teacher: "smollm2-135m", a Llama folder or a hub id.
         window: tokens per verify step when decoding speculatively.
-        align_tokens, distill_tokens: how much the two training stages train on.
+        align_tokens, distill_tokens: how much the two training stages train on; default their own.
     """
     run = _Run(Path(out_dir), console or Console())
     settings = {
@@ -58,16 +59,15 @@ def quickstart(
 
     run.folder("teacher", folder["teacher"], fetch_teacher, teacher, folder["teacher"])
     ranking = run.value("rank layers", rank_layers, folder["teacher"], data, seed=seed)
-    chosen = sorted(ranking["order"][:layers])
+    chosen = Ranking(**ranking).least_important(layers)
     run.console.print(f"converting layers {', '.join(map(str, chosen))} of {len(ranking['order'])}")
     run.folder("convert", folder["converted"], convert, folder["teacher"], folder["converted"], chosen, data, seed=seed)
     for name, train, tokens, source, target in (
         ("align", align, align_tokens, folder["converted"], folder["aligned"]),
         ("distill", distill, distill_tokens, folder["aligned"], folder["hybrid"]),
     ):
-        # each its own seed, or distillation would see the windows that alignment has seen
-        own_seed = 2 * seed + (name == "distill")
-        run.folder(name, target, train, source, folder["teacher"], target, data, tokens, seed=own_seed)
+        budget = {} if tokens is None else {"tokens": tokens}
+        run.folder(name, target, train, source, folder["teacher"], target, data, seed=seed, **budget)
 
     rows = []
     for name, source in (
