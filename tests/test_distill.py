@@ -246,13 +246,19 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
     assert steps == [5, 10, 15]
 
 
-def test_a_checkpoint_holds_only_what_trains(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("llamba_kernels.distill.stage.new_folder", None)  # fails after training, before the result
-    with pytest.raises(TypeError):
-        align(folders / "converted", folders / "teacher", tmp_path / "out", folders / "text.txt", **RUN)
+def test_a_run_that_fails_after_training_keeps_a_checkpoint_of_what_trains(folders, tmp_path):
+    call = (folders / "converted", folders / "teacher", tmp_path / "out", folders / "text.txt")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr("llamba_kernels.distill.stage.new_folder", None)
+        align(*call, **RUN)
     (checkpoint,) = (tmp_path / "out.partial").glob("checkpoint-*")
     names = load_file(checkpoint / "model.safetensors").keys()
     assert {name.split(".")[1] for name in names} == {"1", "2"} and len(names) == 16
+
+    align(*call, **RUN)  # nothing is left but to write the result
+    align(*call[:2], tmp_path / "whole", call[3], **RUN)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):

@@ -72,7 +72,7 @@ def align(
     window: int = 512,
     batch: int = 1,
     seed: int = 0,
-    save_every: int = 100,
+    save_every: int = 25,
 ) -> Training:
     """Align the mixers of `student_dir` with the attention of `teacher_dir` and write the model to `out_dir`.
 

@@ -70,7 +70,7 @@ def distill(
     batch: int = 1,
     seed: int = 0,
     ce_weight: float = 0.0,
-    save_every: int = 100,
+    save_every: int = 25,
 ) -> Training:
     """Distil the model in `teacher_dir` into the hybrid in `student_dir` and write the result to `out_dir`.
 

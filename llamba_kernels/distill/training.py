@@ -86,7 +86,7 @@ def run_training(
     recipe: Recipe,
     work_dir: Path,
     sources: Mapping[str, str],
-    save_every: int = 100,
+    save_every: int = 25,
     log_every: int = 5,
 ) -> Training:
     """Train on (count, window) token ids in the given order, checkpointing to `work_dir`.
