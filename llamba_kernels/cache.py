@@ -123,7 +123,9 @@ class DecodeCache:
     @torch.inference_mode()
     def prefill(self, model, slot: int, prompt: Tensor) -> Tensor:
         """Run a prompt, (P,) int64, into `slot`. Returns the logits after its last token, (vocab,)."""
-        length = prompt.shape[0]
+        nslots, length = self.cursor.table.shape[0], prompt.shape[0]
+        if not 0 <= slot < nslots:
+            raise ValueError(f"prefill: slot must be 0 to {nslots - 1}; got {slot}")
         if not 1 <= length <= self.max_tokens:
             raise ValueError(f"prefill: prompt must have 1 to max_tokens = {self.max_tokens} tokens; got {length}")
         slots = torch.tensor([slot], dtype=torch.int32)

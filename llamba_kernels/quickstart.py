@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from . import __version__
 from .decode_bench import decode_bench, held_out_prompts
 from .distill import align, convert, distill, evaluate, fetch_teacher, rank_layers
 from .distill.rank import Ranking
@@ -53,6 +54,7 @@ def quickstart(
         "seed": seed,
         "align_tokens": align_tokens,
         "distill_tokens": distill_tokens,
+        "version": __version__,
     }
     run.check_settings(settings)
     folder = {name: run.dir / name for name in ("teacher", "converted", "aligned", "hybrid")}
@@ -83,7 +85,7 @@ def quickstart(
 
     shares = {}
     for row, source in ((rows[0], "teacher"), (rows[-1], "hybrid")):
-        decoded = run.value(f"decode with {row.name}", _decode, folder[source], data, window)
+        decoded = run.value(f"decode with {row.name}, window {window}", _decode, folder[source], data, window)
         plain, speculative = decoded["rows"]
         row.plain_tokens_per_second = plain["tokens_per_second"]
         row.speculative_tokens_per_second = speculative["tokens_per_second"]

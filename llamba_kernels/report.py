@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 
@@ -21,9 +22,9 @@ class ModelRow:
 
 def results_table(rows: list[ModelRow], window: int | None = None) -> Table:
     """Held-out quality, the first row being what the others are compared with, and with a window decoding speed."""
-    table = Table()
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("model")
-    headings = ["perplexity", f"x {rows[0].name}", "bits/byte"]
+    headings = ["perplexity", f"x\n{rows[0].name}", "bits\nper byte"]
     if window is not None:
         headings += ["plain\ntok/s", f"window {window}\ntok/s", "tokens\nper step", "same\ntokens"]
     for heading in headings:
@@ -57,12 +58,13 @@ def results_plot(
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, len(losses) + 1, figsize=(4.2 * (len(losses) + 1), 3.8), layout="constrained")
     for axis, (stage, points) in zip(axes, losses.items(), strict=False):
         axis.plot(*zip(*points, strict=True), linewidth=1.2)
         axis.set(title=f"{stage}: loss", xlabel="tokens", yscale="log")
+        axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     parts = list(next(iter(step_shares.values())))
     for i, shares in enumerate(step_shares.values()):

@@ -44,10 +44,6 @@ class Mamba2Layer:
             torch.randn(*shape, self.nheads, generator=generator).to(dtype),
         )
 
-    def clone(self, session: Session | None = None) -> "Mamba2Layer":
-        """The same layer with buffers of its own, under another session's constants if given; slots are fresh."""
-        return make_mamba2_layer_like(self, session or self.cursor.session)
-
 
 def make_mamba2_layer(
     nslots=2,
@@ -76,10 +72,6 @@ def make_mamba2_layer(
     }
     heads = {"x_heads": x_heads, "B_heads": B_heads, "C_heads": C_heads}
     return _with_buffers(parameters, heads, (nslots, nheads, headdim, dstate), dtype, session)
-
-
-def make_mamba2_layer_like(layer: Mamba2Layer, session: Session) -> Mamba2Layer:
-    return _with_buffers(layer.parameters, layer.heads, tuple(layer.checkpoint.shape), layer.rows.dtype, session)
 
 
 def _with_buffers(parameters: dict, heads: dict, state: tuple, dtype: torch.dtype, session: Session) -> Mamba2Layer:

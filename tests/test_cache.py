@@ -72,6 +72,23 @@ def test_slots_do_not_disturb_each_other(model):
     assert torch.equal(both[0], alone[1][0]) and torch.equal(both[1], alone[0][0])
 
 
+def test_padding_is_never_touched(model):
+    """A step with a slot of -1 leaves every other slot's buffers alone, and what is not padding gets its own logits."""
+    cache = DecodeCache(model.config, 16, Session(max_window=3), nslots=3)
+    step, prompt = StepModel(model, cache), torch.randint(50, (2, 5))
+    for slot in (0, 2):
+        cache.prefill(model, slot, prompt[slot // 2])
+    before = [buffer[1:].clone() for layer in cache.layers for buffer in vars(layer).values()]
+    slots, ntokens = torch.tensor([-1, 0, -1], dtype=torch.int32), torch.tensor([1, 3, 1], dtype=torch.int32)
+    cache.cursor.begin(slots, ntokens)
+    logits = step(slots, prompt[[1, 0, 1], :3])
+    after = [buffer[1:] for layer in cache.layers for buffer in vars(layer).values()]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    cache.prefill(model, 0, prompt[0])
+    cache.cursor.begin(slots[1:2], ntokens[1:2])
+    assert torch.equal(step(slots[1:2], prompt[:1, :3])[0], logits[1])
+
+
 def test_refusals(model):
     with pytest.raises(ValueError, match=r"^DecodeCache: max_tokens must be at least 1; got 0$"):
         DecodeCache(model.config, 0)
@@ -84,4 +101,9 @@ def test_refusals(model):
     slot = torch.tensor([0], dtype=torch.int32)
     cache.cursor.begin(slot, torch.tensor([4], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"^step: slot 0 must stay within max_tokens = 8; got 6 \+ 4 tokens$"):
+        StepModel(model, cache)(slot, torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^prefill: slot must be 0 to 0; got -1$"):
+        cache.prefill(model, -1, torch.zeros(2, dtype=torch.int64))
+    cache.cursor.reset(slot)
+    with pytest.raises(ValueError, match=r"^step: slot 0 must have an open step of 1 to 4 tokens; got 0$"):
         StepModel(model, cache)(slot, torch.zeros(1, 4, dtype=torch.int64))

@@ -93,7 +93,16 @@ def test_quickstart_again_repeats_nothing_and_says_the_same(run_dir):
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in (run_dir / "run").rglob("*.safetensors")} == before
     first = (run_dir / "stdout.txt").read_text()
-    assert again.stdout[again.stdout.index("┏") :] == first[first.index("┏") :]
+    assert again.stdout[again.stdout.index("perplexity") :] == first[first.index("perplexity") :]
+
+
+def test_quickstart_with_another_window_measures_again(run_dir):
+    other = llamba(*quickstart_arguments(run_dir), "--window", 2)
+    assert (
+        other.returncode == 0 and "decode with distilled, window 2" in other.stdout and "align ──" not in other.stdout
+    )
+    results = json.loads((run_dir / "run/results.json").read_text())
+    assert results["window"] == 2 and all(row["acceptance_length"] <= 2 for row in results["rows"][::4])
 
 
 def test_quickstart_does_not_mix_settings(run_dir):

@@ -180,6 +180,42 @@ def test_commit_refuses_more_than_the_step_has():
     cursor.commit(int32(0), int32(2))
 
 
+INT_MAX = 2**31 - 1
+
+
+@pytest.mark.parametrize("field", range(4))
+@pytest.mark.parametrize("value", [INT_MAX, -INT_MAX - 1, -2, 1000])
+def test_a_header_that_does_not_fit_is_refused(field, value):
+    """Whatever the four numbers say, begin and commit refuse by one sentence and write nothing."""
+    for verb in ("begin", "commit"):
+        cursor = Cursor(2, Session(3, 2, 1, 4))
+        if verb == "commit":
+            cursor.begin(int32(0, 1), int32(2, 2))
+        cursor.table[0, field] = value
+        if (verb, field) == ("begin", 0) and value == 1000:
+            continue  # a legal position
+        if (verb, field) == ("commit", 0) and value in (1000, INT_MAX):
+            continue  # legal too: begin has checked that ntokens more still fit
+        before = cursor.table.clone()
+        with pytest.raises(ValueError, match=rf"^cursor_{verb}: .*; got ") as error:
+            getattr(cursor, verb)(int32(1, 0), int32(1, 1))
+        assert "\n" not in str(error.value)
+        assert torch.equal(cursor.table, before)
+
+
+def test_tables_of_another_width_or_never_reset_are_refused():
+    cursor = Cursor(1, Session(3, 2, 1, 4))
+    cursor.begin(int32(0), int32(2))
+    with pytest.raises(
+        ValueError, match=r"^cursor_commit: cursor must describe slot 0 as the cursor ops write it for width 2"
+    ):
+        ops.cursor_commit(cursor.table, int32(0), int32(1), width=2)
+    with pytest.raises(
+        ValueError, match=r"^cursor_begin: cursor must describe slot 0 as .* and a row table that does not fit$"
+    ):
+        ops.cursor_begin(torch.zeros_like(cursor.table), int32(0), int32(1), **SESSION)
+
+
 def test_strided_table_leaves_its_neighbours_alone():
     session = Session(max_window=4, fold_every=4)
     wide = torch.full((2, 3 + 4 + 3 + session.capacity + 5), 77, dtype=torch.int32)
@@ -205,3 +241,18 @@ def test_opcheck(op):
     else:
         args = (table, int32(0, 1), int32(2, 3), *SESSION.values())
     torch.library.opcheck(getattr(torch.ops.llamba, op).default, args)
+
+
+def test_a_step_compiles_without_graph_break():
+    """begin and commit through torch.compile give eager's cursor: the schema's mutation marks are right."""
+    eager, compiled = (Cursor(2, Session(3, 2, 1, 4)) for _ in range(2))
+
+    def step(table, slots, ntokens, accepted):
+        ops.cursor_begin(table, slots, ntokens, **SESSION)
+        ops.cursor_commit(table, slots, accepted, width=4)
+
+    fast = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for accepted in ((3, 1), (2, 0), (1, 2)):
+        for function, cursor in ((step, eager), (fast, compiled)):
+            function(cursor.table, int32(0, 1), int32(3, 2), int32(*accepted))
+    assert torch.equal(eager.table, compiled.table)

@@ -1,6 +1,5 @@
 // cursor_reset, cursor_begin, cursor_commit on the CPU: everything is checked for the whole batch before anything is
 // written, so that a refused call changes nothing.
-#include <limits>
 #include <vector>
 
 #include "cursor/cursor_check.h"
@@ -51,6 +50,8 @@ int cursor_begin(const llamba_cursor_begin_args& args) {
     const int32_t slot = args.slots[i];
     if (slot < 0) continue;
     const int32_t* header = slot_header(args.cursor, slot);
+    status = check_slot("cursor_begin", args.cursor, slot);
+    if (status != LLAMBA_OK) return status;
     if (header[kNtokens] != kNoStep) {
       return fail(LLAMBA_VALUE_ERROR,
                   "cursor_begin: slot %d must have no open step (commit it, or reset the slot if the step failed); "
@@ -69,7 +70,7 @@ int cursor_begin(const llamba_cursor_begin_args& args) {
                   "got %d",
                   slot, most_live, header[kLive]);
     }
-    if (header[kPosition] > std::numeric_limits<int32_t>::max() - args.ntokens[i]) {
+    if (header[kPosition] > kMostTokens - args.ntokens[i]) {
       return fail(LLAMBA_VALUE_ERROR, "cursor_begin: slot %d must stay below 2^31 tokens; got %d + %d", slot,
                   header[kPosition], args.ntokens[i]);
     }
@@ -84,11 +85,13 @@ int cursor_begin(const llamba_cursor_begin_args& args) {
 }
 
 int cursor_commit(const llamba_cursor_commit_args& args) {
-  const int status = check_batch("cursor_commit", args.cursor, args.slots, args.batch);
+  int status = check_batch("cursor_commit", args.cursor, args.slots, args.batch);
   if (status != LLAMBA_OK) return status;
   for (int64_t i = 0; i < args.batch; ++i) {
     const int32_t slot = args.slots[i];
     if (slot < 0) continue;
+    status = check_slot("cursor_commit", args.cursor, slot);
+    if (status != LLAMBA_OK) return status;
     const int32_t ntokens = slot_header(args.cursor, slot)[kNtokens];
     if (ntokens <= kNoStep) {
       return fail(LLAMBA_VALUE_ERROR, "cursor_commit: slot %d must have an open step; got none (begin opens it)", slot);

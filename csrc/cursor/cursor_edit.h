@@ -11,11 +11,19 @@ namespace llamba {
 namespace {
 
 enum CursorField { kPosition = 0, kLive = 1, kFold = 2, kNtokens = 3 };
-constexpr int32_t kNoStep = 0;       // ntokens of a slot between steps
+constexpr int32_t kNoStep = 0;  // ntokens of a slot between steps
+constexpr int32_t kMostTokens = 0x7fffffff;
 constexpr int32_t kBrokenStep = -1;  // ntokens of a slot that a bad device-side argument broke
 
 [[maybe_unused]] LLAMBA_HOST_DEVICE int32_t table_size(const llamba_cursor& cursor) {
   return cursor.width - 1 + cursor.capacity;
+}
+
+// Whether the header's numbers fit the table: everything below adds them. Rows follow in check_slot (CPU only).
+[[maybe_unused]] LLAMBA_HOST_DEVICE bool header_is_valid(const int32_t* header, const llamba_cursor& cursor) {
+  const int64_t step = header[kNtokens] > kNoStep ? header[kNtokens] : 0;
+  return header[kLive] >= 0 && header[kPosition] >= header[kLive] && header[kFold] >= 0 &&
+         header[kFold] <= header[kLive] && cursor.width - 1 + int64_t{header[kLive]} + step <= table_size(cursor);
 }
 
 // The furthest token the checkpoint may stand at when `position` tokens are committed: a multiple of fold_every that

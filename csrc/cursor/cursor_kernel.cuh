@@ -1,14 +1,14 @@
 // cursor_{reset,begin,commit}_kernel -- edit the row lists of a batch of slots; one launch serves all layers.
 // Grid     (batch)                                          Block  128 threads
 // Owns     one block owns slot slots[blockIdx.x]; no other block reads or writes it (slots are unique)
-// Threads  thread i computes table entries i, i + 128, ...; thread 0 writes the header
-// Shared   commit: the old header and table, int32_t [HEADER + width-1 + capacity]
+// Threads  reset, commit: thread i computes table entries i, i + 128, ...; thread 0 writes the header. begin: thread 0
+// Shared   commit: the old header and table, int32_t [HEADER + 3 + kMaxCapacity], of which the slot's part is used
 // Flow     commit: 1 slot -> shared  2 barrier  3 every entry from the old table  4 header
 // Barriers commit: 1 (after 1): the new table overwrites the old one
 // Numerics integers only; the arithmetic is cursor_edit.h, the CPU's own
 // Requires capacity <= kMaxCapacity                                     (checked in cursor_launch.cu)
-// A bad ntokens or accepted cannot be reported from here: it marks the slot broken, and begin leaves a slot that is
-// open or broken alone but for that mark, so nothing but a reset brings it back.
+// A header out of bounds, a bad ntokens or a bad accepted cannot be reported from here: it marks the slot broken
+// (ntokens -1, nothing else is written), and nothing but a reset brings a broken slot back.
 #pragma once
 
 #include "common/launch.cuh"
@@ -51,9 +51,10 @@ __global__ void cursor_begin_kernel(llamba_cursor_begin_args args) {
   if (header == nullptr || threadIdx.x != 0) return;
   const int32_t ntokens = args.ntokens[blockIdx.x];
   const int32_t most_live = args.session.fold_every - 1 + args.session.max_rollback + args.session.max_window;
-  const bool legal =
-      header[kNtokens] == kNoStep && ntokens >= 1 && ntokens <= args.session.max_window && header[kLive] <= most_live;
-  header[kFold] = legal ? fold_at_begin(header[kPosition], header[kLive], args.session) : 0;
+  const bool legal = header_is_valid(header, args.cursor) && header[kNtokens] == kNoStep && ntokens >= 1 &&
+                     ntokens <= args.session.max_window && header[kLive] <= most_live &&
+                     header[kPosition] <= kMostTokens - ntokens;
+  if (legal) header[kFold] = fold_at_begin(header[kPosition], header[kLive], args.session);
   header[kNtokens] = legal ? ntokens : kBrokenStep;
 }
 
@@ -68,7 +69,7 @@ __global__ void cursor_commit_kernel(llamba_cursor_commit_args args) {
 
   const int32_t accepted = args.accepted[blockIdx.x];
   const int32_t ntokens = old_slot.header[kNtokens];
-  if (ntokens <= kNoStep || accepted < 0 || accepted > ntokens) {
+  if (!header_is_valid(old_slot.header, args.cursor) || ntokens <= kNoStep || accepted < 0 || accepted > ntokens) {
     if (threadIdx.x == 0) header[kNtokens] = kBrokenStep;
     return;
   }

@@ -1,10 +1,12 @@
-// The check of a batch's slots on the CPU, shared by every op that is given slots: in range, and none twice.
+// The checks of a batch's slots on the CPU, shared by every op that is given slots: in range, none twice, and each
+// described by a cursor that the cursor ops have written.
 #pragma once
 
 #include <cinttypes>
 #include <vector>
 
 #include "common/error.h"
+#include "cursor/cursor_edit.h"
 #include "llamba.h"
 
 namespace llamba {
@@ -25,6 +27,30 @@ inline int check_slots(const char* op, const int32_t* slots, int64_t batch, int6
     seen[slot] = 1;
   }
   return LLAMBA_OK;
+}
+
+// A header within bounds, and every physical row in the table exactly once: so a table that was never reset, or that
+// is read with another width than it was made for, is refused before a row id is used.
+inline int check_slot(const char* op, const llamba_cursor& cursor, int32_t slot) {
+  const int32_t* header = cursor.data + slot * cursor.slot_stride;
+  const int32_t* table = header + LLAMBA_CURSOR_HEADER;
+  bool valid = header_is_valid(header, cursor);
+  if (valid) {
+    static thread_local std::vector<char> seen;
+    seen.assign(cursor.capacity, 0);
+    int32_t zero_rows = 0;
+    while (zero_rows < cursor.width - 1 && table[zero_rows] == -1) ++zero_rows;
+    for (int32_t i = zero_rows; valid && i < zero_rows + cursor.capacity; ++i) {
+      valid = table[i] >= 0 && table[i] < cursor.capacity && !seen[table[i]];
+      if (valid) seen[table[i]] = 1;
+    }
+  }
+  if (valid) return LLAMBA_OK;
+  return fail(LLAMBA_VALUE_ERROR,
+              "%s: cursor must describe slot %d as the cursor ops write it for width %d and %d rows; got position %d, "
+              "live %d, fold %d, ntokens %d and a row table that does not fit",
+              op, slot, cursor.width, cursor.capacity, header[kPosition], header[kLive], header[kFold],
+              header[kNtokens]);
 }
 
 }  // namespace llamba

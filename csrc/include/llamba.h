@@ -104,13 +104,15 @@ LLAMBA_API int llamba_cursor_reset_cuda(const llamba_cursor_reset_args* args, vo
 LLAMBA_API int llamba_cursor_begin_cuda(const llamba_cursor_begin_args* args, void* stream);
 LLAMBA_API int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, void* stream);
 
-/* ---- mamba2_verify: conv + SSM of a Mamba-2 layer for the open step ------------------------------------------ */
+/* ---- mamba2_verify: conv + SSM of a Mamba-2 layer for the open step ------------------------------------------
+ * Dimensions without a stride are dense. What is written overlaps nothing else. The cursor is only read. */
 
 typedef struct {
   size_t size;
   llamba_dtype dtype;         /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
   int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
-  int32_t nheads, headdim, dstate;
+  int32_t nheads, headdim;
+  int32_t dstate;                    /* a multiple of 16 up to 256 */
   int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */
   const void* xBC;                   /* [batch, max_ntokens, conv_dim], raw in_proj columns: x, B, C */
   int64_t xBC_stride_batch, xBC_stride_token;

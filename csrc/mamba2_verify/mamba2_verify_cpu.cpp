@@ -14,7 +14,7 @@ namespace llamba {
 namespace {
 
 constexpr int32_t kMaxDstate = 256;
-// State elements a thread should at least update before a second thread is worth waking (about 10 us of work).
+// State elements a thread should at least update before a second thread is worth waking (about 10 us of work on one core).
 constexpr int64_t kElementsPerPiece = 1 << 18;
 
 int check(const llamba_mamba2_verify_args& args) {
@@ -22,9 +22,19 @@ int check(const llamba_mamba2_verify_args& args) {
   if (args.dtype != LLAMBA_FLOAT32 && args.dtype != LLAMBA_BFLOAT16) {
     return fail(LLAMBA_TYPE_ERROR, "%s: dtype must be float32 or bfloat16; got code %d", op, args.dtype);
   }
-  if (args.nheads < 1 || args.headdim < 1) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: checkpoint must have at least one head of one row; got nheads %d, headdim %d",
-                op, args.nheads, args.headdim);
+  constexpr int32_t kMostSize = 1 << 24;  // keeps every sum of sizes below within int32
+  const struct {
+    const char* name;
+    int32_t value;
+  } sizes[] = {{"max_ntokens", args.max_ntokens}, {"nheads", args.nheads}, {"headdim", args.headdim}};
+  for (const auto& size : sizes) {
+    if (size.value < 1 || size.value > kMostSize) {
+      return fail(LLAMBA_VALUE_ERROR, "%s: %s must be 1 to %d; got %d", op, size.name, kMostSize, size.value);
+    }
+  }
+  if (int64_t{args.nheads} * args.headdim > kMostSize || int64_t{args.nheads} * args.dstate > kMostSize) {
+    return fail(LLAMBA_VALUE_ERROR, "%s: nheads times headdim or dstate must be at most %d; got %d times %d or %d", op,
+                kMostSize, args.nheads, args.headdim, args.dstate);
   }
   if (args.dstate < 16 || args.dstate > kMaxDstate || args.dstate % 16 != 0) {
     return fail(LLAMBA_VALUE_ERROR, "%s: dstate must be a multiple of 16 up to %d; got %d", op, kMaxDstate,
@@ -47,40 +57,26 @@ int check(const llamba_mamba2_verify_args& args) {
 // The open step of batch entry i, without its scratch; refuses what would read or write outside the buffers.
 int open_step(const llamba_mamba2_verify_args& args, int32_t i, Mamba2Sequence* sequence) {
   const int32_t slot = args.slots[i];
+  const int status = check_slot("mamba2_verify", args.cursor, slot);
+  if (status != LLAMBA_OK) return status;
   const int32_t* header = args.cursor.data + slot * args.cursor.slot_stride;
-  const int32_t* table = header + LLAMBA_CURSOR_HEADER;
-  *sequence = Mamba2Sequence{i,
-                             slot,
-                             header[kLive],
-                             header[kFold],
-                             header[kNtokens],
-                             header[kLive] + header[kNtokens],
-                             header[kPosition] == header[kLive],
-                             table,
-                             nullptr,
-                             nullptr,
-                             nullptr};
-  if (sequence->ntokens <= kNoStep) {
+  if (header[kNtokens] <= kNoStep) {
     return fail(LLAMBA_VALUE_ERROR, "mamba2_verify: slot %d must have an open step; got none (cursor_begin opens it)",
                 slot);
   }
-  if (sequence->ntokens > args.max_ntokens) {
+  if (header[kNtokens] > args.max_ntokens) {
     return fail(LLAMBA_VALUE_ERROR, "mamba2_verify: xBC must hold the open step's %d tokens of slot %d; got %d",
-                sequence->ntokens, slot, args.max_ntokens);
+                header[kNtokens], slot, args.max_ntokens);
   }
-  const int32_t used = args.cursor.width - 1 + sequence->ntotal;
-  bool valid =
-      sequence->live >= 0 && sequence->fold >= 0 && sequence->fold <= sequence->live && used <= table_size(args.cursor);
-  for (int32_t entry = 0; valid && entry < used; ++entry) {
-    const int32_t lowest = entry < args.cursor.width - 1 ? -1 : 0;
-    valid = table[entry] >= lowest && table[entry] < args.cursor.capacity;
-  }
-  if (!valid) {
-    return fail(LLAMBA_VALUE_ERROR,
-                "mamba2_verify: cursor must describe slot %d by row ids below %d; got live %d, fold %d and a table "
-                "that does not (was it written by the cursor ops?)",
-                slot, args.cursor.capacity, sequence->live, sequence->fold);
-  }
+  *sequence = Mamba2Sequence{};
+  sequence->batch_idx = i;
+  sequence->slot = slot;
+  sequence->live = header[kLive];
+  sequence->fold = header[kFold];
+  sequence->ntokens = header[kNtokens];
+  sequence->ntotal = header[kLive] + header[kNtokens];
+  sequence->fresh = header[kPosition] == header[kLive];
+  sequence->table = header + LLAMBA_CURSOR_HEADER;
   return LLAMBA_OK;
 }
 
@@ -96,8 +92,8 @@ void prepare_dt(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seq
     for (int32_t head = 0; head < args.nheads; ++head) {
       const float bias = args.dt_bias ? args.dt_bias[head] : 0.0f;
       const float dt = softplus(to_float(raw[head]) + bias);
-      sequence.dt[t * args.nheads + head] = dt;
-      sequence.decay[t * args.nheads + head] = decay(dt, args.A[head]);
+      sequence.dt[int64_t{t} * args.nheads + head] = dt;
+      sequence.decay[int64_t{t} * args.nheads + head] = decay(dt, args.A[head]);
       if (t >= sequence.live) row[head] = raw[head];
     }
   }

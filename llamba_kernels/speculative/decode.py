@@ -79,6 +79,7 @@ class SpeculativeDecoder:
         self.model = model
         self.step = StepModel(model, self.cache)
         self.slots = torch.zeros(1, dtype=torch.int32)
+        self._stream = None  # the one that owns the slot, the draft and the statistics
         self.stats = Stats()
 
     def generate(self, prompt: Iterable[int], max_new_tokens: int = 128, **options) -> Generation:
@@ -95,7 +96,7 @@ class SpeculativeDecoder:
         seed: int = 0,
         eos_token_id: int | Iterable[int] | None = None,
     ) -> Iterator[list[int]]:
-        """Yield the tokens of each step as they are decided; `self.stats` counts along.
+        """Yield the tokens of each step as they are decided; `self.stats` counts along. A new stream ends an older one.
 
         Args:
             prompt: token ids, at least one.
@@ -108,6 +109,8 @@ class SpeculativeDecoder:
         stop = self._stop_tokens(eos_token_id)
         generator = torch.Generator().manual_seed(seed)
         stats = self.stats = Stats(prompt_tokens=len(prompt))
+        stream = self._stream = object()
+        self.step.bind()
 
         with _timed(stats, "prefill"):
             logits = self.cache.prefill(self.model, 0, prompt)
@@ -125,6 +128,10 @@ class SpeculativeDecoder:
             remaining = max_new_tokens - stats.tokens
             if emitted[-1] in stop or remaining == 0:
                 return
+            if self._stream is not stream:
+                raise ValueError(
+                    "stream: decoder must decode one sequence at a time; got a newer stream (use a decoder for each)"
+                )
             pending = emitted[-1]
             with _timed(stats, "draft"):
                 drafts = self.draft.propose(min(self.window, remaining) - 1)
