@@ -1,4 +1,4 @@
-"""A linear layer for the few rows of a decoding step, at the speed of reading its weight once."""
+"""A linear layer for the few rows of a decoding step."""
 
 import torch
 
@@ -9,8 +9,8 @@ def skinny_linear(x, weight, bias=None, *, out=None):
     """out = x @ weight.T + bias.
 
     Accumulated in fp32 and rounded once. A row's bits depend on that row alone: not on the other rows, their number or
-    the threads, so a token gives the same bits in a window as by itself. Any number of rows works; up to about 16 it is
-    the time of one. No gradient.
+    the threads, so a token gives the same bits in a window as by itself. Any number of rows works. No
+    gradient.
 
     Args:
         x: (in_features), (rows, in_features) or (batch, ntokens, in_features), float32 or bfloat16. Last stride 1.
