@@ -21,7 +21,6 @@
 #define CHECK_SAME_DEVICE(tensor, like) llamba::check_same_device(kOp, #tensor, tensor, #like, like)
 // CHECK_STRIDE(x, -1, 1): dimensions count from the end when negative; a dimension of size 1 or less passes.
 #define CHECK_STRIDE(tensor, dim, stride) llamba::check_stride(kOp, #tensor, tensor, dim, stride)
-#define CHECK_CONTIGUOUS(tensor) llamba::check_contiguous(kOp, #tensor, tensor)
 // CHECK_RANGE(ntokens, 1, 64): both ends included
 #define CHECK_RANGE(value, least, most) llamba::check_range(kOp, #value, value, least, most)
 // CHECK_FLOATING(x): float32 or bfloat16, as the C interface names it
@@ -51,7 +50,6 @@ void check_same_dtype(const char* op, const char* name, const Tensor& tensor, co
 void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                        const Tensor& like);
 void check_stride(const char* op, const char* name, const Tensor& tensor, int64_t dim, int64_t stride);
-void check_contiguous(const char* op, const char* name, const Tensor& tensor);
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);

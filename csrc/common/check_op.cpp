@@ -112,12 +112,6 @@ void check_stride(const char* op, const char* name, const Tensor& tensor, int64_
   refuse(LLAMBA_TYPE_ERROR, op, name, "have stride ", stride, " in dimension ", dim, "; got ", tensor.stride(axis));
 }
 
-void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.is_contiguous()) return;
-  refuse(LLAMBA_TYPE_ERROR, op, name, "be contiguous; got shape ", tuple_text(tensor.sizes()), " with strides ",
-         tuple_text(tensor.strides()));
-}
-
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
   refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, " to ", most, "; got ", value);
