@@ -77,6 +77,17 @@ def test_masked_tokens_are_never_sampled(u):
         assert token.tolist() == [vocab // 2 + (u > 0.5)] * 2
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-39, 1e-38, 1e39, 1e300])
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-53])
+def test_temperatures_that_float_cannot_invert(temperature, u):
+    """The argmax, or all unmasked tokens alike."""
+    logits = torch.tensor([[[0.0, 5.0, -torch.inf, 1.0]]])
+    no_drafts, ntokens = torch.empty(1, 0, dtype=torch.int64), torch.ones(1, dtype=torch.int32)
+    uniforms = torch.full((1, 1), u, dtype=torch.float64)
+    _, token = speculative_accept(logits, no_drafts, ntokens, None, uniforms, temperature)
+    assert token.item() == (1 if temperature < 1 else {0.0: 0, 0.5: 1}.get(u, 3))
+
+
 def test_rejection_by_rounding_alone_samples_the_target():
     """q = p up to rounding and u next to 1: (p - q)+ may be nothing at all, and p is right then."""
     logits = torch.randn(400, 2, 9)
