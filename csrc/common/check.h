@@ -23,6 +23,8 @@
 #define CHECK_STRIDE(tensor, dim, stride) llamba::check_stride(kOp, #tensor, tensor, dim, stride)
 // CHECK_RANGE(ntokens, 1, 64): both ends included
 #define CHECK_RANGE(value, least, most) llamba::check_range(kOp, #value, value, least, most)
+// CHECK_FLOAT(eps): the double as the float of the C interface; refused, with its own value, if that is 0 or infinite
+#define CHECK_FLOAT(value) llamba::check_float(kOp, #value, value)
 // CHECK_FLOATING(x): float32 or bfloat16, as the C interface names it
 #define CHECK_FLOATING(tensor) llamba::check_floating(kOp, #tensor, tensor)
 // CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1
@@ -51,6 +53,7 @@ void check_same_device(const char* op, const char* name, const Tensor& tensor, c
                        const Tensor& like);
 void check_stride(const char* op, const char* name, const Tensor& tensor, int64_t dim, int64_t stride);
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most);
+float check_float(const char* op, const char* name, double value);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);
 

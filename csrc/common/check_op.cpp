@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -115,6 +116,12 @@ void check_stride(const char* op, const char* name, const Tensor& tensor, int64_
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
   refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, " to ", most, "; got ", value);
+}
+
+float check_float(const char* op, const char* name, double value) {
+  const float narrow = static_cast<float>(value);
+  if ((narrow == 0.0f) == (value == 0.0) && std::isinf(narrow) == std::isinf(value)) return narrow;
+  refuse(LLAMBA_VALUE_ERROR, op, name, "be in the range of float32; got ", value);
 }
 
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor) {

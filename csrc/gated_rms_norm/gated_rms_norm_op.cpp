@@ -17,7 +17,7 @@ void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tenso
   args.ntokens = ntokens;
   args.width = width;
   args.group_size = group_size;
-  args.eps = static_cast<float>(eps);
+  args.eps = CHECK_FLOAT(eps);
   args.x = x.const_data_ptr();
   args.x_stride_batch = x_stride_batch;
   args.x_stride_token = x_stride_token;
