@@ -140,7 +140,7 @@ def test_refusals(change, kind, sentence):
 def test_a_device_without_a_kernel_is_refused_in_one_line():
     """Sparse tensors stand for such a device: torch has no kernel of ours for them either."""
     assert_refused(
-        NotImplementedError,
+        TypeError,
         "gated_rms_norm: tensors must be strided and on a device that the operator's docstring names; "
         "got sparse_coo on cpu, strided on cpu",
         gated_rms_norm,
