@@ -151,6 +151,15 @@ def test_refusals(change, kind, sentence):
     assert_bitwise(good["out"], torch.full((2, 5), 7.0))
 
 
+def test_tensors_without_dimensions_are_refused():
+    """Also where the wrapper allocates out."""
+    scalar, x, weight = torch.tensor(3.0), torch.ones(2, 8), torch.ones(5, 8)
+    assert_refused(
+        ValueError, "skinny_linear: x must have 1 to 3 dimensions; got shape ()", skinny_linear, scalar, weight
+    )
+    assert_refused(ValueError, "skinny_linear: weight must have 2 dimensions; got shape ()", skinny_linear, x, scalar)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck(bias):
     x, weight, bias = make_inputs(bias=bias)

@@ -307,6 +307,12 @@ def test_refusals(change, kind, sentence):
     assert out[0].tolist() == out[1].tolist() == [77, 77]
 
 
+def test_logits_without_dimensions_are_refused():
+    """Also where the wrapper allocates out."""
+    sentence = "speculative_accept: logits must have 3 dimensions; got shape ()"
+    assert_refused(ValueError, sentence, speculative_accept, **(GOOD | dict(logits=torch.tensor(3.0))))
+
+
 @pytest.mark.parametrize("sampled", [True, False])
 def test_opcheck(sampled):
     inputs = make_speculative_accept_inputs(**(BASE | dict(batch=3, sampled=sampled)))

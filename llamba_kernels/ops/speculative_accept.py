@@ -37,7 +37,7 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
     if uniforms is not None and uniforms.dtype == torch.float32:
         uniforms = uniforms.double()
     if out is None:
-        batch, device = logits.shape[0], logits.device
+        batch, device = logits.shape[:1], logits.device
         out = torch.empty(batch, dtype=torch.int32, device=device), torch.empty(batch, dtype=torch.int64, device=device)
     accepted, next_token = out
     call(
