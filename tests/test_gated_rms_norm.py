@@ -97,6 +97,7 @@ def test_in_place(target):
     assert_bitwise(gated_rms_norm(x, z, weight, eps, group_size, out={"x": x, "z": z}[target]), expected)
 
 
+SHARED = torch.ones(3, 8)
 REFUSED = {
     "x dtype": (dict(x=torch.zeros(2, 8).double()), TypeError, "x must be float32 or bfloat16; got float64"),
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
@@ -120,6 +121,26 @@ REFUSED = {
     "out shape": (dict(out=torch.zeros(8)), ValueError, "out must have the shape of x, (2, 8); got (8,)"),
     "out dtype": (dict(out=torch.zeros(2, 8).half()), TypeError, "out must have the dtype of x, float32; got float16"),
     "out stride": (dict(out=torch.zeros(8, 2).t()), TypeError, "out must have stride 1 in dimension -1; got 2"),
+    "out overlaps itself": (
+        dict(out=torch.zeros(1, 8).expand(2, 8)),
+        TypeError,
+        "out must have strides with which no two elements share memory; got shape (2, 8) with strides (0, 1)",
+    ),
+    "out overlaps x": (
+        dict(x=SHARED[:2], out=SHARED[1:]),
+        TypeError,
+        "out must be x itself or share no memory with x; got one that overlaps it in part",
+    ),
+    "out overlaps z": (
+        dict(z=SHARED[1:], out=SHARED[:2]),
+        TypeError,
+        "out must be z itself or share no memory with z; got one that overlaps it in part",
+    ),
+    "out overlaps weight": (
+        dict(weight=SHARED[1], out=SHARED[:2]),
+        TypeError,
+        "out must share no memory with weight; got one that does",
+    ),
     "grad": (
         dict(weight=torch.zeros(8, requires_grad=True)),
         ValueError,

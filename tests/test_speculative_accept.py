@@ -143,6 +143,7 @@ GOOD = dict(
     temperature=1.0,
 )
 NO_NAN = "logits must have a finite maximum and no NaN in every row"
+SHARED = torch.zeros(3, dtype=torch.int64)
 REFUSED = {
     "logits dtype": (
         dict(logits=torch.zeros(2, 3, 5).half()),
@@ -286,6 +287,21 @@ REFUSED = {
         dict(out=(torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int64))),
         ValueError,
         "next_token must have shape (batch) = (2,); got (3,)",
+    ),
+    "accepted is ntokens": (
+        dict(out=(GOOD["ntokens"], torch.zeros(2, dtype=torch.int64))),
+        TypeError,
+        "accepted must share no memory with ntokens; got one that does",
+    ),
+    "next_token in drafts": (
+        dict(out=(torch.zeros(2, dtype=torch.int32), GOOD["drafts"][1])),
+        TypeError,
+        "next_token must share no memory with drafts; got one that does",
+    ),
+    "next_token overlaps accepted": (
+        dict(out=(SHARED[1:].view(torch.int32)[:2], SHARED[:2])),
+        TypeError,
+        "next_token must share no memory with accepted; got one that does",
     ),
     "accepted stride": (
         dict(out=(torch.zeros(4, dtype=torch.int32)[::2], torch.zeros(2, dtype=torch.int64))),

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 #include "llamba.h"
 
@@ -27,6 +28,11 @@
 #define CHECK_FLOAT(value) llamba::check_float(kOp, #value, value)
 // CHECK_FLOATING(x): float32 or bfloat16, as the C interface names it
 #define CHECK_FLOATING(tensor) llamba::check_floating(kOp, #tensor, tensor)
+// CHECK_WRITTEN(out, x, bias): no two elements of out share memory, nor does out with the tensors (or optional ones)
+// after it. CHECK_WRITTEN_OR_SAME(out, x): out may also be x itself, element for element.
+#define CHECK_WRITTEN(tensor, ...) llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, false)
+#define CHECK_WRITTEN_OR_SAME(tensor, ...) \
+  llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, true)
 // CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1
 #define CHECK_ROWS(tensor) llamba::check_rows(kOp, #tensor, tensor)
 
@@ -38,6 +44,13 @@ using torch::stable::Tensor;
 struct Rows {
   int64_t batch, ntokens, width;
   int64_t stride_batch, stride_token;
+};
+
+// A tensor, or an optional one that may be absent.
+struct AnyTensor {
+  const Tensor* tensor;
+  AnyTensor(const Tensor& given) : tensor(&given) {}
+  AnyTensor(const std::optional<Tensor>& given) : tensor(given.has_value() ? &*given : nullptr) {}
 };
 
 // In the names below a leading * (an optional argument) is dropped from the sentence.
@@ -54,6 +67,9 @@ void check_same_device(const char* op, const char* name, const Tensor& tensor, c
 void check_stride(const char* op, const char* name, const Tensor& tensor, int64_t dim, int64_t stride);
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most);
 float check_float(const char* op, const char* name, double value);
+// other_names: of others, separated by ", ".
+void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,
+                   std::initializer_list<AnyTensor> others, bool or_same);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);
 

@@ -48,6 +48,8 @@ void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor
   CHECK_DTYPE(next_token, Long);
   CHECK_STRIDE(next_token, -1, 1);
   CHECK_SAME_DEVICE(next_token, logits);
+  CHECK_WRITTEN(accepted, logits, drafts, ntokens, draft_probs, uniforms);
+  CHECK_WRITTEN(next_token, logits, drafts, ntokens, draft_probs, uniforms, accepted);
 
   args.batch = batch;
   args.max_window = max_window;

@@ -16,10 +16,10 @@ def skinny_linear(x, weight, bias=None, *, out=None):
         x: (in_features), (rows, in_features) or (batch, ntokens, in_features), float32 or bfloat16. Last stride 1.
         weight: (out_features, in_features), dtype of x. Last stride 1.
         bias: (out_features), dtype of x, or None.
-        out: as x with out_features, or None: a new tensor. Must not overlap the inputs.
+        out: as x with out_features, or None: a new tensor. Shares no memory with the inputs.
     Writes: out.
     Returns: out.
-    Raises: ValueError (shapes), TypeError (dtypes, devices, strides).
+    Raises: ValueError (shapes), TypeError (dtypes, devices, strides, overlap).
     Devices: CPU.
     Source: csrc/skinny_linear. Reference: python_ref/skinny_linear.py.
     """
