@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llamba_kernels.ops import gated_rms_norm
-from llamba_kernels.testing import make_gated_rms_norm_inputs
+from llamba_kernels.testing import gated_rms_norm_formula, make_gated_rms_norm_inputs
 
 CASES = {
     "smollm2-135m norm, 1 row": (1, 576, 576, False),
@@ -19,13 +19,6 @@ CASES = {
 }
 
 
-def formula(x, z, weight, eps, group_size):
-    v = x.float() if z is None else x.float() * torch.nn.functional.silu(z.float())
-    groups = v.unflatten(-1, (-1, group_size))
-    normed = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + eps)
-    return (normed.flatten(-2) * weight.float()).to(x.dtype)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def bench_gated_rms_norm(row, case, dtype):
@@ -35,12 +28,13 @@ def bench_gated_rms_norm(row, case, dtype):
 
     def check():
         tolerance = 2e-6 if dtype == torch.float32 else 1e-2
-        torch.testing.assert_close(gated_rms_norm(*inputs), formula(*inputs), rtol=tolerance, atol=tolerance)
+        expected = gated_rms_norm_formula(*inputs)
+        torch.testing.assert_close(gated_rms_norm(*inputs), expected, rtol=tolerance, atol=tolerance)
 
     row(
         f"{case}, {str(dtype)[6:]}",
         lambda inputs: gated_rms_norm(*inputs, out=out),
-        lambda inputs: formula(*inputs),
+        lambda inputs: gated_rms_norm_formula(*inputs),
         [inputs],
         check,
         sum(x.nbytes for x in inputs[:3] if x is not None) + out.nbytes,

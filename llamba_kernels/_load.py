@@ -26,8 +26,8 @@ def call(op, *args):
         _refuse_gradients(op, args)
     try:
         op(*args)
-    except NotImplementedError:
-        raise NotImplementedError(_no_kernel(op, args)) from None
+    except NotImplementedError:  # torch's, before the operator sees the call
+        raise TypeError(_no_kernel(op, args)) from None
     except RuntimeError as error:
         raise _refusal(error) from None
 

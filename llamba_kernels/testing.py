@@ -1,4 +1,4 @@
-"""Inputs that tests and benchmarks share."""
+"""Inputs, and a formula to compare with, that tests and benchmarks share."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,14 @@ def make_gated_rms_norm_inputs(shape, width, group_size=None, gate=True, dtype=t
     z = torch.randn(*shape, width).to(dtype) if gate else None
     weight = (1 + 0.1 * torch.randn(width)).to(dtype)
     return x, z, weight, 1e-5, group_size or width
+
+
+def gated_rms_norm_formula(x, z, weight, eps, group_size):
+    """gated_rms_norm in torch: fp32, rounded once, as the operator."""
+    v = x.float() if z is None else x.float() * torch.nn.functional.silu(z.float())
+    groups = v.unflatten(-1, (-1, group_size))
+    normed = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + eps)
+    return (normed.flatten(-2) * weight.float()).to(x.dtype)
 
 
 def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype=torch.float32):

@@ -5,7 +5,7 @@ import torch
 from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
 
 from llamba_kernels.ops import gated_rms_norm
-from llamba_kernels.testing import make_gated_rms_norm_inputs
+from llamba_kernels.testing import gated_rms_norm_formula, make_gated_rms_norm_inputs
 from python_ref.gated_rms_norm import gated_rms_norm_ref
 
 BASE = dict(shape=(2, 3), width=128, group_size=None, gate=True, dtype=torch.float32)
@@ -33,20 +33,13 @@ def make_inputs(**change):
     return make_gated_rms_norm_inputs(**(BASE | change))
 
 
-def torch_formula(x, z, weight, eps, group_size):
-    v = x.float() if z is None else x.float() * torch.nn.functional.silu(z.float())
-    groups = v.unflatten(-1, (-1, group_size))
-    normed = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + eps)
-    return (normed.flatten(-2) * weight.float()).to(x.dtype)
-
-
 @pytest.mark.parametrize("change", CASES.values(), ids=CASES)
 def test_values_against_fp64_reference(change):
     inputs = make_inputs(**change)
     out = gated_rms_norm(*inputs)
     assert out.dtype == inputs[0].dtype
     if out.numel():
-        assert_close_to_ref(out, gated_rms_norm_ref(*inputs), torch_formula(*inputs))
+        assert_close_to_ref(out, gated_rms_norm_ref(*inputs), gated_rms_norm_formula(*inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -62,7 +55,7 @@ def test_extreme_values(dtype, gate):
     out = gated_rms_norm(x, z, weight, eps, group_size)
     expected = gated_rms_norm_ref(x, z, weight, eps, group_size)
     for row in [0, 1, 2, 3, 5] if gate else range(6):
-        assert_close_to_ref(out[row], expected[row], torch_formula(x, z, weight, eps, group_size)[row])
+        assert_close_to_ref(out[row], expected[row], gated_rms_norm_formula(x, z, weight, eps, group_size)[row])
     assert not gate or out[4].abs().max() < 1e-30
 
 
@@ -104,6 +97,7 @@ def test_in_place(target):
     assert_bitwise(gated_rms_norm(x, z, weight, eps, group_size, out={"x": x, "z": z}[target]), expected)
 
 
+SHARED = torch.ones(3, 8)
 REFUSED = {
     "x dtype": (dict(x=torch.zeros(2, 8).double()), TypeError, "x must be float32 or bfloat16; got float64"),
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
@@ -120,11 +114,33 @@ REFUSED = {
     "weight stride": (dict(weight=torch.zeros(16)[::2]), TypeError, "weight must have stride 1 in dimension -1; got 2"),
     "eps": (dict(eps=0.0), ValueError, "eps must be positive; got 0"),
     "eps nan": (dict(eps=float("nan")), ValueError, "eps must be positive; got nan"),
+    "eps 1e-50": (dict(eps=1e-50), ValueError, "eps must be in the range of float32; got 1e-50"),
+    "eps 1e39": (dict(eps=1e39), ValueError, "eps must be in the range of float32; got 1e+39"),
     "group_size": (dict(group_size=3), ValueError, "group_size must divide the width of x, 8; got 3"),
     "group_size 0": (dict(group_size=0), ValueError, "group_size must divide the width of x, 8; got 0"),
     "out shape": (dict(out=torch.zeros(8)), ValueError, "out must have the shape of x, (2, 8); got (8,)"),
     "out dtype": (dict(out=torch.zeros(2, 8).half()), TypeError, "out must have the dtype of x, float32; got float16"),
     "out stride": (dict(out=torch.zeros(8, 2).t()), TypeError, "out must have stride 1 in dimension -1; got 2"),
+    "out overlaps itself": (
+        dict(out=torch.zeros(1, 8).expand(2, 8)),
+        TypeError,
+        "out must have strides with which no two elements share memory; got shape (2, 8) with strides (0, 1)",
+    ),
+    "out overlaps x": (
+        dict(x=SHARED[:2], out=SHARED[1:]),
+        TypeError,
+        "out must be x itself or share no memory with x; got one that overlaps it in part",
+    ),
+    "out overlaps z": (
+        dict(z=SHARED[1:], out=SHARED[:2]),
+        TypeError,
+        "out must be z itself or share no memory with z; got one that overlaps it in part",
+    ),
+    "out overlaps weight": (
+        dict(weight=SHARED[1], out=SHARED[:2]),
+        TypeError,
+        "out must share no memory with weight; got one that does",
+    ),
     "grad": (
         dict(weight=torch.zeros(8, requires_grad=True)),
         ValueError,
@@ -145,7 +161,7 @@ def test_refusals(change, kind, sentence):
 def test_a_device_without_a_kernel_is_refused_in_one_line():
     """Sparse tensors stand for such a device: torch has no kernel of ours for them either."""
     assert_refused(
-        NotImplementedError,
+        TypeError,
         "gated_rms_norm: tensors must be strided and on a device that the operator's docstring names; "
         "got sparse_coo on cpu, strided on cpu",
         gated_rms_norm,

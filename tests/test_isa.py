@@ -24,12 +24,6 @@ def outputs():
     torch.manual_seed(0)
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
-        layer, slots = make_mamba2_layer(2, nheads=3, headdim=5, dstate=48, dtype=dtype), torch.arange(2).int()
-        for step in range(3):
-            layer.cursor.begin(slots, torch.tensor([4, 2], dtype=torch.int32))
-            results[f"mamba2_verify {dtype} {step}"] = layer.verify(*layer.tokens(2, 4), slots)
-            layer.cursor.commit(slots, torch.tensor([3, 1], dtype=torch.int32))
-        results[f"mamba2_verify {dtype} checkpoint"] = layer.checkpoint
         for width in (64, 85):
             case = f"{dtype} {width}"
             results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))
@@ -38,21 +32,21 @@ def outputs():
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])
             results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
-        for headdim, dstate in ((64, 64), (5, 96)):
+        for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
     return results
 
 
 def mamba2_outputs(headdim, dstate, dtype):
-    """Outputs and checkpoint of two steps, the second of which folds."""
-    layer = make_mamba2_layer(1, 3, headdim, dstate, dtype=dtype, session=Session(max_window=4))
-    slot, window = torch.zeros(1, dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
+    """Outputs and checkpoint of three steps of two slots; all but the first step fold."""
+    layer = make_mamba2_layer(2, 3, headdim, dstate, dtype=dtype, session=Session(max_window=4))
+    slots, window = torch.arange(2, dtype=torch.int32), torch.tensor([4, 2], dtype=torch.int32)
     results = {}
-    for step in range(2):
-        layer.cursor.begin(slot, window)
+    for step in range(3):
+        layer.cursor.begin(slots, window)
         case = f"mamba2_verify {dtype} headdim {headdim} dstate {dstate} step {step}"
-        results[case] = layer.verify(*layer.tokens(1, 4), slot)
-        layer.cursor.commit(slot, window)
+        results[case] = layer.verify(*layer.tokens(2, 4), slots)
+        layer.cursor.commit(slots, torch.tensor([4, 1], dtype=torch.int32))
     return results | {f"{case} checkpoint": layer.checkpoint}
 
 

@@ -97,6 +97,7 @@ def test_strides_and_bystanders(dtype, in_features):
     out.assert_surroundings_untouched()
 
 
+SHARED = torch.ones(64)
 REFUSED = {
     "x dtype": (dict(x=torch.zeros(2, 8).half()), TypeError, "x must be float32 or bfloat16; got float16"),
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
@@ -135,6 +136,36 @@ REFUSED = {
         "out must have the dtype of x, float32; got bfloat16",
     ),
     "out stride": (dict(out=torch.zeros(5, 2).t()), TypeError, "out must have stride 1 in dimension -1; got 2"),
+    "out overlaps itself": (
+        dict(out=torch.zeros(1, 5).expand(2, 5)),
+        TypeError,
+        "out must have strides with which no two elements share memory; got shape (2, 5) with strides (0, 1)",
+    ),
+    "out rows overlap": (
+        dict(out=torch.zeros(9).as_strided((2, 5), (4, 1))),
+        TypeError,
+        "out must have strides with which no two elements share memory; got shape (2, 5) with strides (4, 1)",
+    ),
+    "out is x": (
+        dict(x=SHARED[:16].view(2, 8), out=SHARED[:10].view(2, 5)),
+        TypeError,
+        "out must share no memory with x; got one that does",
+    ),
+    "out overlaps weight": (
+        dict(weight=SHARED[:40].view(5, 8), out=SHARED[39:49].view(2, 5)),
+        TypeError,
+        "out must share no memory with weight; got one that does",
+    ),
+    "out overlaps bias": (
+        dict(bias=SHARED[9:14], out=SHARED[:10].view(2, 5)),
+        TypeError,
+        "out must share no memory with bias; got one that does",
+    ),
+    "out overlaps columns of x": (
+        dict(x=SHARED[:24].view(2, 12)[:, :8], out=SHARED[:24].view(2, 12)[:, 7:]),
+        TypeError,
+        "out must share no memory with x; got one that does",
+    ),
     "grad": (
         dict(weight=torch.zeros(5, 8, requires_grad=True)),
         ValueError,
@@ -149,6 +180,31 @@ def test_refusals(change, kind, sentence):
     good = dict(x=torch.ones(2, 8), weight=torch.ones(5, 8), bias=torch.ones(5), out=torch.full((2, 5), 7.0))
     assert_refused(kind, f"skinny_linear: {sentence}", skinny_linear, **(good | change))
     assert_bitwise(good["out"], torch.full((2, 5), 7.0))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_out_beside_x(shape):
+    """Other columns of one matrix, or the memory right after x, share nothing with it."""
+    x, weight, bias = make_inputs(shape=shape, in_features=8, out_features=5)
+    expected = skinny_linear(x, weight, bias)
+    matrix = torch.zeros(*shape, 13)
+    for columns_of_x, columns_of_out in ((slice(0, 8), slice(8, 13)), (slice(5, 13), slice(0, 5))):
+        matrix[..., columns_of_x] = x
+        result = skinny_linear(matrix[..., columns_of_x], weight, bias, out=matrix[..., columns_of_out])
+        assert_bitwise(result, expected)
+        assert_bitwise(matrix[..., columns_of_x], x)
+    memory = torch.cat([x.flatten(), torch.zeros(expected.numel())])
+    x, out = memory[: x.numel()].view_as(x), memory[x.numel() :].view_as(expected)
+    assert_bitwise(skinny_linear(x, weight, bias, out=out), expected)
+
+
+def test_tensors_without_dimensions_are_refused():
+    """Also where the wrapper allocates out."""
+    scalar, x, weight = torch.tensor(3.0), torch.ones(2, 8), torch.ones(5, 8)
+    assert_refused(
+        ValueError, "skinny_linear: x must have 1 to 3 dimensions; got shape ()", skinny_linear, scalar, weight
+    )
+    assert_refused(ValueError, "skinny_linear: weight must have 2 dimensions; got shape ()", skinny_linear, x, scalar)
 
 
 @pytest.mark.parametrize("bias", [True, False])

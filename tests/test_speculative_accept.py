@@ -77,6 +77,17 @@ def test_masked_tokens_are_never_sampled(u):
         assert token.tolist() == [vocab // 2 + (u > 0.5)] * 2
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-39, 1e-38, 1e39, 1e300])
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-53])
+def test_temperatures_that_float_cannot_invert(temperature, u):
+    """The argmax, or all unmasked tokens alike."""
+    logits = torch.tensor([[[0.0, 5.0, -torch.inf, 1.0]]])
+    no_drafts, ntokens = torch.empty(1, 0, dtype=torch.int64), torch.ones(1, dtype=torch.int32)
+    uniforms = torch.full((1, 1), u, dtype=torch.float64)
+    _, token = speculative_accept(logits, no_drafts, ntokens, None, uniforms, temperature)
+    assert token.item() == (1 if temperature < 1 else {0.0: 0, 0.5: 1}.get(u, 3))
+
+
 def test_rejection_by_rounding_alone_samples_the_target():
     """q = p up to rounding and u next to 1: (p - q)+ may be nothing at all, and p is right then."""
     logits = torch.randn(400, 2, 9)
@@ -132,6 +143,7 @@ GOOD = dict(
     temperature=1.0,
 )
 NO_NAN = "logits must have a finite maximum and no NaN in every row"
+SHARED = torch.zeros(3, dtype=torch.int64)
 REFUSED = {
     "logits dtype": (
         dict(logits=torch.zeros(2, 3, 5).half()),
@@ -276,6 +288,21 @@ REFUSED = {
         ValueError,
         "next_token must have shape (batch) = (2,); got (3,)",
     ),
+    "accepted is ntokens": (
+        dict(out=(GOOD["ntokens"], torch.zeros(2, dtype=torch.int64))),
+        TypeError,
+        "accepted must share no memory with ntokens; got one that does",
+    ),
+    "next_token in drafts": (
+        dict(out=(torch.zeros(2, dtype=torch.int32), GOOD["drafts"][1])),
+        TypeError,
+        "next_token must share no memory with drafts; got one that does",
+    ),
+    "next_token overlaps accepted": (
+        dict(out=(SHARED[1:].view(torch.int32)[:2], SHARED[:2])),
+        TypeError,
+        "next_token must share no memory with accepted; got one that does",
+    ),
     "accepted stride": (
         dict(out=(torch.zeros(4, dtype=torch.int32)[::2], torch.zeros(2, dtype=torch.int64))),
         TypeError,
@@ -294,6 +321,12 @@ def test_refusals(change, kind, sentence):
     out = torch.full((2,), 77, dtype=torch.int32), torch.full((2,), 77, dtype=torch.int64)
     assert_refused(kind, f"speculative_accept: {sentence}", speculative_accept, **(GOOD | dict(out=out) | change))
     assert out[0].tolist() == out[1].tolist() == [77, 77]
+
+
+def test_logits_without_dimensions_are_refused():
+    """Also where the wrapper allocates out."""
+    sentence = "speculative_accept: logits must have 3 dimensions; got shape ()"
+    assert_refused(ValueError, sentence, speculative_accept, **(GOOD | dict(logits=torch.tensor(3.0))))
 
 
 @pytest.mark.parametrize("sampled", [True, False])

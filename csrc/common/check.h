@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 #include "llamba.h"
 
@@ -21,11 +22,17 @@
 #define CHECK_SAME_DEVICE(tensor, like) llamba::check_same_device(kOp, #tensor, tensor, #like, like)
 // CHECK_STRIDE(x, -1, 1): dimensions count from the end when negative; a dimension of size 1 or less passes.
 #define CHECK_STRIDE(tensor, dim, stride) llamba::check_stride(kOp, #tensor, tensor, dim, stride)
-#define CHECK_CONTIGUOUS(tensor) llamba::check_contiguous(kOp, #tensor, tensor)
 // CHECK_RANGE(ntokens, 1, 64): both ends included
 #define CHECK_RANGE(value, least, most) llamba::check_range(kOp, #value, value, least, most)
+// CHECK_FLOAT(eps): the double as the float of the C interface; refused, with its own value, if that is 0 or infinite
+#define CHECK_FLOAT(value) llamba::check_float(kOp, #value, value)
 // CHECK_FLOATING(x): float32 or bfloat16, as the C interface names it
 #define CHECK_FLOATING(tensor) llamba::check_floating(kOp, #tensor, tensor)
+// CHECK_WRITTEN(out, x, bias): no two elements of out share memory, nor does out with the tensors (or optional ones)
+// after it. CHECK_WRITTEN_OR_SAME(out, x): out may also be x itself, element for element.
+#define CHECK_WRITTEN(tensor, ...) llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, false)
+#define CHECK_WRITTEN_OR_SAME(tensor, ...) \
+  llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, true)
 // CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1
 #define CHECK_ROWS(tensor) llamba::check_rows(kOp, #tensor, tensor)
 
@@ -37,6 +44,13 @@ using torch::stable::Tensor;
 struct Rows {
   int64_t batch, ntokens, width;
   int64_t stride_batch, stride_token;
+};
+
+// A tensor, or an optional one that may be absent.
+struct AnyTensor {
+  const Tensor* tensor;
+  AnyTensor(const Tensor& given) : tensor(&given) {}
+  AnyTensor(const std::optional<Tensor>& given) : tensor(given.has_value() ? &*given : nullptr) {}
 };
 
 // In the names below a leading * (an optional argument) is dropped from the sentence.
@@ -51,8 +65,11 @@ void check_same_dtype(const char* op, const char* name, const Tensor& tensor, co
 void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                        const Tensor& like);
 void check_stride(const char* op, const char* name, const Tensor& tensor, int64_t dim, int64_t stride);
-void check_contiguous(const char* op, const char* name, const Tensor& tensor);
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most);
+float check_float(const char* op, const char* name, double value);
+// other_names: of others, separated by ", ".
+void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,
+                   std::initializer_list<AnyTensor> others, bool or_same);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);
 

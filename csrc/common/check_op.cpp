@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -64,6 +67,72 @@ std::string device_text(const Tensor& tensor) {
   return "another device";
 }
 
+// Whether each dimension steps over all that lie within it; other layouts without a shared element are too odd to allow.
+bool elements_are_apart(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    int64_t within = 0;  // the farthest element of the dimensions inside i
+    for (size_t j = 0; j < sizes.size(); ++j) {
+      if (strides[j] < strides[i] || (strides[j] == strides[i] && j > i)) within += (sizes[j] - 1) * strides[j];
+    }
+    if (sizes[i] > 1 && strides[i] <= within) return false;
+  }
+  return true;
+}
+
+// The bytes from a tensor's first element to its last. Strides are never negative in torch.
+struct Span {
+  uintptr_t begin, end;
+};
+Span span_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  uintptr_t elements = 1;
+  for (size_t i = 0; i < sizes.size(); ++i) elements += (sizes[i] - 1) * strides[i];
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  return {begin, begin + elements * tensor.element_size()};
+}
+
+// Columns of one matrix: rows at one pitch, of which the tensors take different parts.
+bool are_different_columns(const Tensor& a, const Tensor& b) {
+  uintptr_t pitch = 0, width[2] = {0, 0};
+  const Tensor* const tensors[] = {&a, &b};
+  for (int t = 0; t < 2; ++t) {
+    const auto sizes = tensors[t]->sizes(), strides = tensors[t]->strides();
+    const uintptr_t bytes = tensors[t]->element_size();
+    width[t] = bytes;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] <= 1) continue;
+      if (i + 1 == sizes.size()) {
+        width[t] += (sizes[i] - 1) * strides[i] * bytes;
+      } else {
+        pitch = std::gcd(pitch, strides[i] * bytes);  // every row starts at a multiple of it
+      }
+    }
+  }
+  if (pitch == 0) return false;
+  const auto start_a = reinterpret_cast<uintptr_t>(a.const_data_ptr());
+  const auto start_b = reinterpret_cast<uintptr_t>(b.const_data_ptr());
+  const uintptr_t column = (start_b % pitch + pitch - start_a % pitch) % pitch;  // of b, counted from a's
+  return column >= width[0] && column + width[1] <= pitch;
+}
+
+bool share_memory(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const Span span_a = span_of(a), span_b = span_of(b);
+  if (span_a.end <= span_b.begin || span_b.end <= span_a.begin) return false;
+  return !are_different_columns(a, b);
+}
+
+bool are_same(const Tensor& a, const Tensor& b) {
+  const auto sizes_a = a.sizes(), sizes_b = b.sizes(), strides_a = a.strides(), strides_b = b.strides();
+  if (a.const_data_ptr() != b.const_data_ptr() || a.scalar_type() != b.scalar_type()) return false;
+  if (sizes_a.size() != sizes_b.size()) return false;
+  for (size_t i = 0; i < sizes_a.size(); ++i) {
+    if (sizes_a[i] != sizes_b[i] || (sizes_a[i] > 1 && strides_a[i] != strides_b[i])) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void check_shape(const char* op, const char* name, const Tensor& tensor, const char* rule,
@@ -112,15 +181,34 @@ void check_stride(const char* op, const char* name, const Tensor& tensor, int64_
   refuse(LLAMBA_TYPE_ERROR, op, name, "have stride ", stride, " in dimension ", dim, "; got ", tensor.stride(axis));
 }
 
-void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.is_contiguous()) return;
-  refuse(LLAMBA_TYPE_ERROR, op, name, "be contiguous; got shape ", tuple_text(tensor.sizes()), " with strides ",
-         tuple_text(tensor.strides()));
-}
-
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
   refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, " to ", most, "; got ", value);
+}
+
+void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,
+                   std::initializer_list<AnyTensor> others, bool or_same) {
+  if (tensor.numel() == 0) return;
+  if (!elements_are_apart(tensor)) {
+    refuse(LLAMBA_TYPE_ERROR, op, name, "have strides with which no two elements share memory; got shape ",
+           tuple_text(tensor.sizes()), " with strides ", tuple_text(tensor.strides()));
+  }
+  for (const AnyTensor& other : others) {
+    const char* const end = std::strchr(other_names, ',');
+    if (other.tensor != nullptr && share_memory(tensor, *other.tensor) &&
+        !(or_same && are_same(tensor, *other.tensor))) {
+      const std::string other_name = end == nullptr ? other_names : std::string(other_names, end);
+      refuse(LLAMBA_TYPE_ERROR, op, name, or_same ? "be " + other_name + " itself or " : "", "share no memory with ",
+             other_name, "; got one that ", or_same ? "overlaps it in part" : "does");
+    }
+    if (end != nullptr) other_names = end + 2;  // after ", "
+  }
+}
+
+float check_float(const char* op, const char* name, double value) {
+  const float narrow = static_cast<float>(value);
+  if ((narrow == 0.0f) == (value == 0.0) && std::isinf(narrow) == std::isinf(value)) return narrow;
+  refuse(LLAMBA_VALUE_ERROR, op, name, "be in the range of float32; got ", value);
 }
 
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor) {

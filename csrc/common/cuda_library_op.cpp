@@ -61,7 +61,8 @@ void run_cuda(const char* op, const void* args, int32_t device) {
   if (aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS) {
     refuse(op, "torch must give the current CUDA stream; got an error from it");
   }
-  check_status(function(args, stream), library.find<const char*()>("llamba_last_error")());
+  const int status = function(args, stream);  // first: the sentence is read after the call that records it
+  check_status(status, library.find<const char*()>("llamba_last_error")());
 }
 
 }  // namespace llamba

@@ -1,6 +1,8 @@
 // One sentence per failure, kept per thread: `op: argument must rule; got value`.
 #pragma once
 
+#include <cinttypes>
+
 #include "llamba.h"
 
 namespace llamba {
@@ -21,4 +23,15 @@ __attribute__((format(printf, 2, 3))) int fail(llamba_status status, const char*
   if ((args)->dtype != LLAMBA_FLOAT32 && (args)->dtype != LLAMBA_BFLOAT16) {                         \
     return llamba::fail(LLAMBA_TYPE_ERROR, "%s: dtype must be float32 or bfloat16; got code %d", op, \
                         static_cast<int>((args)->dtype));                                            \
+  }
+// LLAMBA_CHECK_RANGE(kOp, args, vocab, 1, INT32_MAX): both ends included. LLAMBA_CHECK_LEAST(kOp, args, batch, 0).
+#define LLAMBA_CHECK_RANGE(op, args, field, least, most)                                                           \
+  if ((args)->field < (least) || (args)->field > (most)) {                                                         \
+    return llamba::fail(LLAMBA_VALUE_ERROR, "%s: " #field " must be %" PRId64 " to %" PRId64 "; got %" PRId64, op, \
+                        int64_t{least}, int64_t{most}, int64_t{(args)->field});                                    \
+  }
+#define LLAMBA_CHECK_LEAST(op, args, field, least)                                                           \
+  if ((args)->field < (least)) {                                                                             \
+    return llamba::fail(LLAMBA_VALUE_ERROR, "%s: " #field " must be at least %" PRId64 "; got %" PRId64, op, \
+                        int64_t{least}, int64_t{(args)->field});                                             \
   }

@@ -12,7 +12,8 @@ void run_cuda(const char* op, const void* args, int32_t device);
 template <typename Args>
 void run(const char* op, const Tensor& on, const Args& args, int (*cpu)(const Args*)) {
   if (on.device().is_cuda()) return run_cuda(op, &args, on.get_device_index());
-  check_status(cpu(&args), llamba_last_error());
+  const int status = cpu(&args);  // first: the sentence is read after the call that records it
+  check_status(status, llamba_last_error());
 }
 
 }  // namespace llamba

@@ -15,6 +15,9 @@ extern "C" int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args)
   constexpr const char* kOp = "gated_rms_norm";
   LLAMBA_CHECK_SIZE(kOp, args);
   LLAMBA_CHECK_DTYPE(kOp, args);
+  LLAMBA_CHECK_LEAST(kOp, args, batch, 0);
+  LLAMBA_CHECK_LEAST(kOp, args, ntokens, 0);
+  LLAMBA_CHECK_LEAST(kOp, args, width, 0);
   if (args->group_size < 1 || args->width % args->group_size != 0) {
     return fail(LLAMBA_VALUE_ERROR, "%s: group_size must divide the width of x, %lld; got %lld", kOp,
                 static_cast<long long>(args->width), static_cast<long long>(args->group_size));

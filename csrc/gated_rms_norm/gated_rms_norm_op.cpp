@@ -17,7 +17,7 @@ void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tenso
   args.ntokens = ntokens;
   args.width = width;
   args.group_size = group_size;
-  args.eps = static_cast<float>(eps);
+  args.eps = CHECK_FLOAT(eps);
   args.x = x.const_data_ptr();
   args.x_stride_batch = x_stride_batch;
   args.x_stride_token = x_stride_token;
@@ -39,6 +39,8 @@ void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tenso
   CHECK_SAME_DEVICE(out, x);
   CHECK_SAME_SHAPE(out, x);
   const Rows out_rows = CHECK_ROWS(out);
+  CHECK_WRITTEN_OR_SAME(out, x, z);
+  CHECK_WRITTEN(out, weight);
   args.out = out.mutable_data_ptr();
   args.out_stride_batch = out_rows.stride_batch;
   args.out_stride_token = out_rows.stride_token;

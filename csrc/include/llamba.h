@@ -142,11 +142,11 @@ LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype; /* x, z, weight, out */
-  int64_t batch, ntokens, width;
-  int64_t group_size; /* divides width; each group has its own norm */
-  float eps;          /* > 0 */
-  const void* x;      /* [batch, ntokens, width] */
+  llamba_dtype dtype;            /* x, z, weight, out */
+  int64_t batch, ntokens, width; /* >= 0 */
+  int64_t group_size;            /* divides width; each group has its own norm */
+  float eps;                     /* > 0 */
+  const void* x;                 /* [batch, ntokens, width] */
   int64_t x_stride_batch, x_stride_token;
   const void* z; /* [batch, ntokens, width] or NULL: no gate */
   int64_t z_stride_batch, z_stride_token;
@@ -161,9 +161,9 @@ LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args)
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype; /* x, weight, bias, out */
-  int64_t batch, ntokens, in_features, out_features;
-  const void* x; /* [batch, ntokens, in_features] */
+  llamba_dtype dtype;                                /* x, weight, bias, out */
+  int64_t batch, ntokens, in_features, out_features; /* >= 0 */
+  const void* x;                                     /* [batch, ntokens, in_features] */
   int64_t x_stride_batch, x_stride_token;
   const void* weight; /* [out_features, in_features] */
   int64_t weight_stride_row;
@@ -178,10 +178,11 @@ LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype; /* logits */
-  int64_t batch, max_window, vocab;
-  double temperature; /* > 0 */
-  const void* logits; /* [batch, max_window, vocab], row i for the token after input i; input 0 is pending */
+  llamba_dtype dtype;        /* logits */
+  int64_t batch;             /* >= 0 */
+  int64_t max_window, vocab; /* 1 to INT32_MAX */
+  double temperature;        /* > 0, finite */
+  const void* logits;        /* [batch, max_window, vocab], row i for the token after input i; input 0 is pending */
   int64_t logits_stride_batch, logits_stride_token;
   const int64_t* drafts; /* [batch, max_window - 1]: inputs 1, 2, ...; the first ntokens - 1 are read */
   int64_t drafts_stride_batch;

@@ -29,8 +29,13 @@ llamba_skinny_linear_args with_flat_rows(llamba_skinny_linear_args args) {
 using namespace llamba;
 
 extern "C" int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* given) {
-  LLAMBA_CHECK_SIZE("skinny_linear", given);
-  LLAMBA_CHECK_DTYPE("skinny_linear", given);
+  constexpr const char* kOp = "skinny_linear";
+  LLAMBA_CHECK_SIZE(kOp, given);
+  LLAMBA_CHECK_DTYPE(kOp, given);
+  LLAMBA_CHECK_LEAST(kOp, given, batch, 0);
+  LLAMBA_CHECK_LEAST(kOp, given, ntokens, 0);
+  LLAMBA_CHECK_LEAST(kOp, given, in_features, 0);
+  LLAMBA_CHECK_LEAST(kOp, given, out_features, 0);
   if (given->batch * given->ntokens == 0) return LLAMBA_OK;
   const llamba_skinny_linear_args args = with_flat_rows(*given);
   constexpr int64_t kBlock = 4;                    // features: pieces end where the kernel's tiles do

@@ -33,6 +33,7 @@ void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
     case 2: CHECK_SHAPE(out, ntokens, out_features); break;
     default: CHECK_SHAPE(out, batch, ntokens, out_features);
   }
+  CHECK_WRITTEN(out, x, weight, bias);
 
   args.batch = batch;
   args.ntokens = ntokens;

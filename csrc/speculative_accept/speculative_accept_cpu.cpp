@@ -30,6 +30,9 @@ double draft_probability(const llamba_speculative_accept_args& args, int64_t b, 
 int check_before_reading(const llamba_speculative_accept_args& args) {
   LLAMBA_CHECK_SIZE(kOp, &args);
   LLAMBA_CHECK_DTYPE(kOp, &args);
+  LLAMBA_CHECK_LEAST(kOp, &args, batch, 0);
+  LLAMBA_CHECK_RANGE(kOp, &args, max_window, 1, INT32_MAX);  // accepted is int32
+  LLAMBA_CHECK_RANGE(kOp, &args, vocab, 1, INT32_MAX);       // so is AcceptRow's argmax
   if (!(args.temperature > 0.0 && std::isfinite(args.temperature))) {
     return fail(LLAMBA_VALUE_ERROR, "%s: temperature must be positive and finite; got %g", kOp, args.temperature);
   }

@@ -54,6 +54,14 @@ double block_sum(const float* values, int n) {
   return total;
 }
 
+// 1 / temperature, kept a normal float: an infinity times the maximum's 0, or 0 times a masked token's infinity, is NaN.
+// Beyond its ends p is the argmax's, or that of all unmasked tokens alike, as it is with the inverse at the end.
+LLAMBA_INLINE float inverse_of(double temperature) {
+  const double inverse = 1.0 / temperature;
+  if (inverse > __FLT_MAX__) return __FLT_MAX__;
+  return static_cast<float>(inverse < __FLT_MIN__ ? __FLT_MIN__ : inverse);
+}
+
 // exp((logit - max) / temperature). vec.h's exp never falls below the least normal float; a masked token must get 0.
 LLAMBA_INLINE vec16 exponential(vec16 logits, float row_max, float inverse_temperature) {
   const vec16 scaled = mul(add(logits, broadcast(-row_max)), broadcast(inverse_temperature));
@@ -96,7 +104,7 @@ double sum_of(const Weights<T>& weights, const llamba_speculative_accept_args& a
 
 template <typename T>
 Weights<T> p_of(const llamba_speculative_accept_args& args, const AcceptRow& row, int64_t b, int64_t i) {
-  return Weights<T>{logits_row<T>(args, b, i), nullptr, -1, row.max, static_cast<float>(1.0 / args.temperature), 1.0f};
+  return Weights<T>{logits_row<T>(args, b, i), nullptr, -1, row.max, inverse_of(args.temperature), 1.0f};
 }
 
 template <typename T>
@@ -177,7 +185,7 @@ double accept_probability(const llamba_speculative_accept_args& args, const Acce
   const float logit = args.dtype == LLAMBA_FLOAT32 ? logits_row<float>(args, b, i)[token]
                                                    : to_float(logits_row<bfloat16>(args, b, i)[token]);
   float lanes[kLanes];
-  store(lanes, exponential(broadcast(logit), row.max, static_cast<float>(1.0 / args.temperature)));
+  store(lanes, exponential(broadcast(logit), row.max, inverse_of(args.temperature)));
   return lanes[0] / row.sum;
 }
 

@@ -1,6 +1,4 @@
 // Host function of speculative_accept: checks every tensor, fills the struct, runs it.
-#include <limits>
-
 #include "common/check.h"
 #include "common/run.h"
 #include "ops.h"
@@ -16,9 +14,7 @@ void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor
   CHECK_DIM(logits, 3, 3);
   CHECK_STRIDE(logits, -1, 1);
   const int64_t batch = logits.size(0), max_window = logits.size(1), vocab = logits.size(2);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  CHECK_RANGE(max_window, 1, kMost);
-  CHECK_RANGE(vocab, 1, kMost);
+  CHECK_RANGE(max_window, 1, INT32_MAX);  // here too: shapes below are one less
   CHECK_SHAPE(drafts, batch, max_window - 1);
   CHECK_DTYPE(drafts, Long);
   CHECK_STRIDE(drafts, -1, 1);
@@ -52,6 +48,8 @@ void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor
   CHECK_DTYPE(next_token, Long);
   CHECK_STRIDE(next_token, -1, 1);
   CHECK_SAME_DEVICE(next_token, logits);
+  CHECK_WRITTEN(accepted, logits, drafts, ntokens, draft_probs, uniforms);
+  CHECK_WRITTEN(next_token, logits, drafts, ntokens, draft_probs, uniforms, accepted);
 
   args.batch = batch;
   args.max_window = max_window;

@@ -16,10 +16,11 @@ def gated_rms_norm(x, z, weight, eps, group_size, *, out=None):
         weight: (width), dtype of x.
         eps: float, positive.
         group_size: int that divides width.
-        out: as x, or None: a new tensor. May be x or z.
+        out: as x, or None: a new tensor. May be x or z itself; else shares no memory
+            with the inputs.
     Writes: out.
     Returns: out.
-    Raises: ValueError (shapes, numbers), TypeError (dtypes, devices, strides).
+    Raises: ValueError (shapes, numbers), TypeError (dtypes, devices, strides, overlap).
     Devices: CPU.
     Source: csrc/gated_rms_norm. Reference: python_ref/gated_rms_norm.py.
     """

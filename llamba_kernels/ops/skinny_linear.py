@@ -1,4 +1,4 @@
-"""A linear layer for the few rows of a decoding step, at the speed of reading its weight once."""
+"""A linear layer for the few rows of a decoding step."""
 
 import torch
 
@@ -9,22 +9,22 @@ def skinny_linear(x, weight, bias=None, *, out=None):
     """out = x @ weight.T + bias.
 
     Accumulated in fp32 and rounded once. A row's bits depend on that row alone: not on the other rows, their number or
-    the threads, so a token gives the same bits in a window as by itself. Any number of rows works; up to about 16 it is
-    the time of one. No gradient.
+    the threads, so a token gives the same bits in a window as by itself. Any number of rows works. No
+    gradient.
 
     Args:
         x: (in_features), (rows, in_features) or (batch, ntokens, in_features), float32 or bfloat16. Last stride 1.
         weight: (out_features, in_features), dtype of x. Last stride 1.
         bias: (out_features), dtype of x, or None.
-        out: as x with out_features, or None: a new tensor. Must not overlap the inputs.
+        out: as x with out_features, or None: a new tensor. Shares no memory with the inputs.
     Writes: out.
     Returns: out.
-    Raises: ValueError (shapes), TypeError (dtypes, devices, strides).
+    Raises: ValueError (shapes), TypeError (dtypes, devices, strides, overlap).
     Devices: CPU.
     Source: csrc/skinny_linear. Reference: python_ref/skinny_linear.py.
     """
     if out is None:
-        out = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
+        out = torch.empty(*x.shape[:-1], *weight.shape[:1], dtype=x.dtype, device=x.device)
     call(torch.ops.llamba.skinny_linear.default, x, weight, bias, out)
     return out
 

@@ -30,14 +30,15 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
     Writes: out.
     Returns: accepted, (batch) int32: inputs that stay, the pending one included, 1 to ntokens;
         next_token, (batch) int64.
-    Raises: ValueError (shapes, numbers, draft ids, NaN), TypeError (dtypes, devices, strides). Nothing is written then.
+    Raises: ValueError (shapes, numbers, draft ids, NaN), TypeError (dtypes, devices, strides, overlap).
+        Nothing is written then.
     Devices: CPU.
     Source: csrc/speculative_accept; Leviathan et al., arXiv 2211.17192. Reference: python_ref/speculative_accept.py.
     """
     if uniforms is not None and uniforms.dtype == torch.float32:
         uniforms = uniforms.double()
     if out is None:
-        batch, device = logits.shape[0], logits.device
+        batch, device = logits.shape[:1], logits.device
         out = torch.empty(batch, dtype=torch.int32, device=device), torch.empty(batch, dtype=torch.int64, device=device)
     accepted, next_token = out
     call(

@@ -1,0 +1,65 @@
+"""The C interface as a C program calls it: a number that breaks a rule gives a sentence, not a signal."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+
+import llamba_kernels
+
+LIBRARY = ctypes.CDLL(str(Path(llamba_kernels.__file__).with_name("libllamba_cpu.so")))
+LIBRARY.llamba_last_error.restype = ctypes.c_char_p
+HEADER = (Path(__file__).parents[1] / "csrc" / "include" / "llamba.h").read_text()
+TYPES = {
+    "size_t": ctypes.c_size_t,
+    "int64_t": ctypes.c_int64,
+    "llamba_dtype": ctypes.c_int,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+}
+
+
+def struct_of(op):
+    """The operator's struct, read from the header."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    body = re.search(rf"typedef struct \{{([^}}]*)\}} llamba_{op}_args;", text)[1]
+    fields = []
+    for declaration in body.split(";")[:-1]:
+        kind, names = re.fullmatch(r"\s*((?:const )?\w+\*?) (.*)", declaration).groups()
+        ctype = ctypes.c_void_p if kind.endswith("*") else TYPES[kind]
+        fields += [(name, ctype) for name in names.split(", ")]
+    return type(op, (ctypes.Structure,), {"_fields_": fields})
+
+
+GOOD = {
+    "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
+    "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
+    "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
+}
+REFUSED = [
+    ("gated_rms_norm", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("gated_rms_norm", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("gated_rms_norm", dict(width=-8), "width must be at least 0; got -8"),
+    ("gated_rms_norm", dict(group_size=0), "group_size must divide the width of x, 8; got 0"),
+    ("gated_rms_norm", dict(eps=0), "eps must be positive; got 0"),
+    ("skinny_linear", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("skinny_linear", dict(ntokens=-2), "ntokens must be at least 0; got -2"),
+    ("skinny_linear", dict(in_features=-1), "in_features must be at least 0; got -1"),
+    ("skinny_linear", dict(out_features=-1), "out_features must be at least 0; got -1"),
+    ("speculative_accept", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("speculative_accept", dict(max_window=0), "max_window must be 1 to 2147483647; got 0"),
+    ("speculative_accept", dict(max_window=2**31), "max_window must be 1 to 2147483647; got 2147483648"),
+    ("speculative_accept", dict(vocab=0), "vocab must be 1 to 2147483647; got 0"),
+    ("speculative_accept", dict(vocab=2**31), "vocab must be 1 to 2147483647; got 2147483648"),
+    ("speculative_accept", dict(temperature=0), "temperature must be positive and finite; got 0"),
+]
+
+
+@pytest.mark.parametrize("op, change, sentence", REFUSED, ids=[f"{op} {change}" for op, change, _ in REFUSED])
+def test_numbers_that_break_a_rule(op, change, sentence):
+    """All pointers are null: a refused call reads and writes nothing."""
+    struct = struct_of(op)
+    args = struct(size=ctypes.sizeof(struct), **(GOOD[op] | change))
+    assert getattr(LIBRARY, f"llamba_{op}_cpu")(ctypes.byref(args)) == 1
+    assert LIBRARY.llamba_last_error().decode() == f"{op}: {sentence}"
