@@ -231,9 +231,8 @@ def test_sliced_inputs_equal_dense_ones():
     projected[..., 7 : 7 + layer.conv_dim], projected[..., 7 + layer.conv_dim : -3] = xBC, dt
     sliced = projected[..., 7 : 7 + layer.conv_dim], projected[..., 7 + layer.conv_dim : -3]
     layer.parameters["conv_weight"] = layer.parameters["conv_weight"].t().contiguous().t()
-    for name in ("rows", "dt_rows"):
-        buffer = getattr(layer, name)
-        setattr(layer, name, torch.full((*buffer.shape[:2], buffer.shape[2] + 5), NAN)[..., 2:-3])
+    both = torch.full((*layer.rows.shape[:2], layer.conv_dim + layer.nheads + 5), NAN)  # columns of one buffer
+    layer.rows, layer.dt_rows = both[..., 2 : 2 + layer.conv_dim], both[..., -3 - layer.nheads : -3]
     layer.checkpoint = torch.full((2, 8, 64, 80), NAN)[..., 5 : 5 + 64]
     for _ in range(3):
         outs = []
@@ -311,6 +310,11 @@ REFUSALS = [
     (changed("slots", lambda t: t + 5), "slots must be below nslots = 2; got 5 at index 0"),
     (changed("slots", lambda t: t + 1), "slot 1 must have an open step; got none (cursor_begin opens it)"),
     (changed("xBC", lambda t: t.mT.contiguous().mT), "xBC must have stride 1 in dimension -1; got 3"),
+    (
+        changed("checkpoint", lambda t: t[:1].expand(2, -1, -1, -1)),
+        "checkpoint must have strides with which no two elements share memory; got shape (2, 8, 64, 64) "
+        "with strides (0, 4096, 64, 1)",
+    ),
     (changed("x_heads", 0), "x_heads must be 1 to 16777216; got 0"),
     (
         changed("cursor", lambda t: torch.full_like(t, 2**31 - 1)),

@@ -16,6 +16,7 @@ llamba_cursor checked_cursor(const char* kOp, const Tensor& cursor, const Tensor
   CHECK_DTYPE(slots, Int);
   CHECK_STRIDE(slots, -1, 1);
   CHECK_SAME_DEVICE(slots, cursor);
+  CHECK_WRITTEN(cursor, slots);
   const int64_t capacity = cursor.size(1) - LLAMBA_CURSOR_HEADER - (width - 1);
   return llamba_cursor{static_cast<int32_t*>(cursor.mutable_data_ptr()), cursor.size(0), cursor.stride(0),
                        static_cast<int32_t>(width), static_cast<int32_t>(capacity)};

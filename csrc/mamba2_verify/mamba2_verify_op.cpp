@@ -87,6 +87,11 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   CHECK_SAME_DTYPE(out, xBC);
   CHECK_STRIDE(out, -1, 1);
   CHECK_SAME_DEVICE(out, xBC);
+  // rows and dt_rows may be columns of one buffer, so they are not held against each other
+  CHECK_WRITTEN(out, xBC, dt, checkpoint, rows, dt_rows);
+  CHECK_WRITTEN(checkpoint, xBC, dt, rows, dt_rows);
+  CHECK_WRITTEN(rows, xBC, dt);
+  CHECK_WRITTEN(dt_rows, xBC, dt);
 
   args.batch = static_cast<int32_t>(batch);
   args.max_ntokens = static_cast<int32_t>(max_ntokens);
