@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,10 +20,10 @@ console = Console(width=None if sys.stdout.isatty() else 100)  # a log file has 
 Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
 OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
 Teacher = Annotated[str, typer.Option(help="The teacher's folder or hub id.")]
-Tokens = Annotated[Optional[int], typer.Option(help="Tokens to train on.", show_default="the recipe's")]  # noqa: UP045
-LearningRate = Annotated[Optional[float], typer.Option(help="Peak learning rate.", show_default="the recipe's")]  # noqa: UP045
+Tokens = Annotated[int | None, typer.Option(help="Tokens to train on.", show_default="the recipe's")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's")]
 Data = Annotated[
-    Optional[list[Path]],  # noqa: UP045 -- typer reads Optional on every Python that we support
+    list[Path] | None,
     typer.Option(help="Text file or folder; repeatable. Default: Python's own standard-library sources."),
 ]
 
@@ -97,8 +97,8 @@ def rank_layers(teacher: Model, data: Data = None, tokens: int = 2048, seed: int
 def convert(
     teacher: Model,
     out_dir: OutDir,
-    layers: Annotated[Optional[str], typer.Option(help="Which layers, such as 3,7,11.")] = None,  # noqa: UP045
-    count: Annotated[Optional[int], typer.Option(help="Or how many: the least important, ranked first.")] = None,  # noqa: UP045
+    layers: Annotated[str | None, typer.Option(help="Which layers, such as 3,7,11.")] = None,
+    count: Annotated[int | None, typer.Option(help="Or how many: the least important, ranked first.")] = None,
     data: Data = None,
     seed: int = 0,
 ):
@@ -126,8 +126,8 @@ def align(
     data: Data = None,
     tokens: Tokens = None,
     lr: LearningRate = None,
-    window: Annotated[Optional[int], typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,  # noqa: UP045
-    batch: Annotated[Optional[int], typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,  # noqa: UP045
+    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,
     seed: int = 0,
 ):
     """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
@@ -147,8 +147,8 @@ def distill(
     data: Data = None,
     tokens: Tokens = None,
     lr: LearningRate = None,
-    window: Annotated[Optional[int], typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,  # noqa: UP045
-    batch: Annotated[Optional[int], typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,  # noqa: UP045
+    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,
     seed: int = 0,
 ):
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
@@ -163,7 +163,7 @@ def distill(
 @app.command("eval")
 def evaluate(
     model: Model,
-    teacher: Annotated[Optional[str], typer.Option(help="Score it too, and with the converted layers deleted.")] = None,  # noqa: UP045
+    teacher: Annotated[str | None, typer.Option(help="Score it too, and with the converted layers deleted.")] = None,
     data: Data = None,
 ):
     """Perplexity and bits per byte on held-out text; with --teacher, beside it and the deleted-layer control."""
@@ -232,7 +232,7 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 100,
     data: Data = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows there too.")] = None,  # noqa: UP045
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.")] = None,
 ):
     """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
     sizes = _numbers("bench", "windows", windows)
