@@ -1,6 +1,7 @@
 """Loads the native library; calls its operators and turns their refusals into ValueError and TypeError."""
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,11 @@ if not _FILE.exists():
         "llamba_kernels: the native library must be built (pip install --no-build-isolation .; in a source tree, "
         f"python setup.py build_ext --inplace); got no {_FILE}"
     )
+
+_ISAS = ("avx512", "avx2", "generic")
+ASKED_ISA = os.environ.get("LLAMBA_CPU_ISA")  # as the library, too, reads it now and never again; unset or empty: none
+if ASKED_ISA and ASKED_ISA not in _ISAS:
+    raise ValueError(f"llamba_kernels: LLAMBA_CPU_ISA must be avx512, avx2 or generic; got {ASKED_ISA}")
 torch.ops.load_library(_FILE)
 
 native = ctypes.CDLL(str(_FILE))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from ._load import native
+from ._load import ASKED_ISA, native
 
 
 def describe() -> dict[str, str]:
@@ -34,9 +34,12 @@ def _cpu_name() -> str:
 
 
 def _cpu_kernels() -> str:
-    forced = os.environ.get("LLAMBA_CPU_ISA")
-    why = f"LLAMBA_CPU_ISA={forced}" if forced else "the best this processor has"
-    return f"{native.llamba_isa_cpu().decode()} ({why})"
+    isa = native.llamba_isa_cpu().decode()
+    if not ASKED_ISA:
+        return f"{isa} (the best this processor has)"
+    if ASKED_ISA == isa:
+        return f"{isa} (LLAMBA_CPU_ISA={isa})"
+    return f"{isa} (LLAMBA_CPU_ISA asked for {ASKED_ISA}, which this processor lacks)"
 
 
 def _cuda_kernels() -> str:

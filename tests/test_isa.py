@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import assert_bitwise
 
+from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.env import describe
 from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
 from llamba_kernels.testing import (
     make_gated_rms_norm_inputs,
@@ -71,5 +71,25 @@ def test_other_instruction_sets(isa, best, tmp_path):
             assert_bitwise(saved[name], expected)
 
 
+@pytest.mark.parametrize("name", ["foo", "AVX2"])
+def test_unknown_names_are_refused_at_import(name):
+    environment = {**os.environ, "LLAMBA_CPU_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "import llamba_kernels._load"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    sentence = f"ValueError: llamba_kernels: LLAMBA_CPU_ISA must be avx512, avx2 or generic; got {name}"
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == sentence
+
+
+def test_env_says_what_was_asked_and_what_runs(monkeypatch):
+    """Whatever the environment says after the import."""
+    isa = env.native.llamba_isa_cpu().decode()
+    monkeypatch.setenv("LLAMBA_CPU_ISA", "foo")
+    lacking = f"{isa} (LLAMBA_CPU_ISA asked for another, which this processor lacks)"
+    best = f"{isa} (the best this processor has)"
+    for asked, line in ((None, best), ("", best), (isa, f"{isa} (LLAMBA_CPU_ISA={isa})"), ("another", lacking)):
+        monkeypatch.setattr(env, "ASKED_ISA", asked)
+        assert env.describe()["cpu kernels"] == line
+
+
 if __name__ == "__main__":
-    torch.save({"isa": describe()["cpu kernels"].split()[0], **outputs()}, sys.argv[1])
+    torch.save({"isa": env.describe()["cpu kernels"].split()[0], **outputs()}, sys.argv[1])

@@ -201,9 +201,9 @@ def test_out_beside_x(shape):
 def test_tensors_without_dimensions_are_refused():
     """Also where the wrapper allocates out."""
     scalar, x, weight = torch.tensor(3.0), torch.ones(2, 8), torch.ones(5, 8)
-    assert_refused(
-        ValueError, "skinny_linear: x must have 1 to 3 dimensions; got shape ()", skinny_linear, scalar, weight
-    )
+    for other in (weight, scalar):
+        sentence = "skinny_linear: x must have 1 to 3 dimensions; got shape ()"
+        assert_refused(ValueError, sentence, skinny_linear, scalar, other)
     assert_refused(ValueError, "skinny_linear: weight must have 2 dimensions; got shape ()", skinny_linear, x, scalar)
 
 

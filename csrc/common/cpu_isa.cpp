@@ -20,7 +20,8 @@ Isa best_isa() {
   return Isa::generic;
 }
 
-// A set that the processor lacks is never forced: it would end the process with an illegal instruction.
+// A set that the processor lacks is never forced: it would end the process with an illegal instruction. A name that is
+// none is refused by llamba_kernels/_load.py; a C program gets the best set, and llamba_isa_cpu says which.
 Isa chosen_isa() {
   const Isa best = best_isa();
   const char* forced = std::getenv("LLAMBA_CPU_ISA");
@@ -30,12 +31,11 @@ Isa chosen_isa() {
   return best;
 }
 
+const Isa isa = chosen_isa();  // when the library loads: what the environment says later changes nothing
+
 }  // namespace
 
-Isa cpu_isa() {
-  static const Isa isa = chosen_isa();
-  return isa;
-}
+Isa cpu_isa() { return isa; }
 }  // namespace llamba
 
 extern "C" const char* llamba_isa_cpu(void) {

@@ -7,7 +7,7 @@ namespace llamba {
 
 enum class Isa { generic, avx2, avx512 };
 
-// The best set this processor has, or the one LLAMBA_CPU_ISA names. Decided once.
+// The best set this processor has, or the one LLAMBA_CPU_ISA names. Decided when the library loads.
 Isa cpu_isa();
 
 }  // namespace llamba
