@@ -56,7 +56,7 @@ def mamba2_verify(
     Reference: python_ref/mamba2_verify.py.
     """
     if out is None:
-        out = torch.empty(*xBC.shape[:2], *checkpoint.shape[1:3], dtype=xBC.dtype, device=xBC.device)
+        out = torch.empty((*xBC.shape[:2], *checkpoint.shape[1:3]), dtype=xBC.dtype, device=xBC.device)
     call(
         torch.ops.llamba.mamba2_verify.default,
         xBC,
