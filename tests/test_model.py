@@ -267,6 +267,9 @@ def test_load_errors_are_one_sentence(folder):
     save_file({**tensors, "model.norm.weight": torch.ones(5)}, weights, metadata={"format": "pt"})
     fails(folder, f"model.norm.weight must have shape (48,) as config.json says; got (5,) in {folder}")
 
+    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": torch.ones(48)}, weights, metadata={"format": "pt"})
+    fails(folder, f"{folder} must hold only parameters that config.json has a place for; got model.layers.1.self_attn.")
+
     kept = {name: t for name, t in tensors.items() if name not in ("model.norm.weight", "lm_head.weight")}
     save_file(kept, weights, metadata={"format": "pt"})
     fails(folder, f"{folder} must hold every parameter; got no lm_head.weight and 1 others")
@@ -285,6 +288,18 @@ def test_load_errors_are_one_sentence(folder):
 
     config.unlink()
     fails(folder, f"path_or_id must hold a model's config.json; got {folder}: ")
+
+
+def test_what_older_llamas_store_twice_is_let_through(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors, expected = load_file(weights), load_model(tmp_path)(tokens(1, 9)).logits
+    twice = {
+        "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    save_file({**tensors, **twice}, weights, metadata={"format": "pt"})
+    assert torch.equal(load_model(tmp_path)(tokens(1, 9)).logits, expected)
 
 
 def test_a_folder_without_tokenizer_is_one_sentence(folder):
