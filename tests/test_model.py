@@ -28,6 +28,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 # One Llama that has everything, then one factor changed per row.
 LLAMAS = {
     "base": {},
@@ -36,6 +37,7 @@ LLAMAS = {
     "head_dim not hidden/heads": {"head_dim": 12},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "llama3 rope scaling": {"rope_parameters": LLAMA3_ROPE},
+    "yarn rope scaling": {"rope_parameters": YARN_ROPE},
     "linear rope scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}},
 }
 
