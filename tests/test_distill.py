@@ -23,7 +23,7 @@ from llamba_kernels.distill.distill import Distillation, shared_layers
 from llamba_kernels.distill.evaluate import evaluate_windows
 from llamba_kernels.distill.losses import distillation_loss
 from llamba_kernels.distill.rank import rank_model
-from llamba_kernels.models import load_model
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model
 
 LAYERS = [1, 2]
 RUN = {"tokens": 1024, "window": 32, "batch": 2, "lr": 3e-3}  # 16 steps
@@ -110,6 +110,13 @@ def test_conversion_transfers_weights_and_is_no_worse_than_deletion(teacher):
     kept = student.model.layers[0].self_attn.q_proj.weight
     assert kept is teacher.model.layers[0].self_attn.q_proj.weight
     assert student.lm_head.weight is student.model.embed_tokens.weight
+
+
+def test_heads_that_decoding_cannot_run_are_refused_before_any_work():
+    config = LlambaConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=24)
+    rule = "convert: head_dim must be a multiple of 16 up to 256, the state sizes that decoding runs; got 24"
+    with pytest.raises(ValueError, match=rule):
+        convert_model(LlambaForCausalLM(config), [1], windows())
 
 
 def test_alignment_loss_is_the_relative_error_on_teacher_inputs(teacher):
