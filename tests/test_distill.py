@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from llamba_kernels.distill.distill import Distillation, shared_layers
 from llamba_kernels.distill.evaluate import evaluate_windows
 from llamba_kernels.distill.losses import distillation_loss
 from llamba_kernels.distill.rank import rank_model
+from llamba_kernels.distill.stage import model_digest
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model
 
 LAYERS = [1, 2]
@@ -223,9 +225,12 @@ KILLED = """
 
 
 @pytest.mark.parametrize(("stage", "killed_after"), [("align", 11), ("distill", 8)])
-def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path, monkeypatch):
     function = {"align": align, "distill": distill}[stage]
-    inputs = [folders / "converted", folders / "teacher"]
+    student, other = tmp_path / "student", tmp_path / "other"
+    shutil.copytree(folders / "converted", student)
+    convert(folders / "teacher", other, LAYERS, folders / "text.txt", tokens=1024, window=64, seed=1)
+    inputs = [student, folders / "teacher"]
     function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **RUN)
 
     call = [stage, *map(str, inputs), str(tmp_path / "resumed"), str(folders / "text.txt")]
@@ -244,13 +249,28 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
 
     with pytest.raises(ValueError, match=f"{stage}: lr must be 0.003 as in the interrupted run in .*; got 0.1"):
         function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**RUN, "lr": 0.1})
+    student.rename(tmp_path / "first")
+    other.rename(student)  # another model under the same path
+    with pytest.raises(ValueError, match=f"{stage}: student must be sha256:.* as in the interrupted run in .*; got sha"):
+        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
 
-    function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
+    monkeypatch.chdir(tmp_path)  # the same models under other paths
+    function("first", inputs[1], "resumed", folders / "text.txt", save_every=4, **RUN)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [5, 10, 15]
+
+
+def test_a_digest_tells_models_apart_and_not_folders(folders, tmp_path):
+    shutil.copytree(folders / "teacher", tmp_path / "copy")
+    digest = model_digest(load_model(folders / "teacher"))
+    assert model_digest(load_model(tmp_path / "copy")) == digest
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 1e-3}))
+    assert model_digest(load_model(tmp_path / "copy")) != digest
+    assert model_digest(load_model(folders / "converted")) != digest
 
 
 def test_a_checkpoint_holds_only_what_trains(folders, tmp_path, monkeypatch):

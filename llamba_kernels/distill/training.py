@@ -92,7 +92,8 @@ def run_training(
     """Train on (count, window) token ids in the given order, checkpointing to `work_dir`.
 
     A run that was interrupted, at any point and in any way, goes on from its last checkpoint and ends in the same
-    bits as one that was not. `sources` names what else decides the result; a changed recipe or source is refused.
+    bits as one that was not. `sources` says what else decides the result, by its content; a changed one is refused,
+    as is a changed recipe.
     """
     if len(windows) < recipe.steps * recipe.batch:
         raise ValueError(
