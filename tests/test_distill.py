@@ -246,6 +246,8 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
     assert [p.name for p in partial.glob("checkpoint-*")] == [f"checkpoint-{(killed_after - 1) // 4 * 4}"]
     (partial / "staging").mkdir(exist_ok=True)
     (partial / "staging" / "checkpoint-99").mkdir()  # as if the kill had come amid a save
+    with open(partial / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1')  # and amid a line
 
     with pytest.raises(ValueError, match=f"{stage}: lr must be 0.003 as in the interrupted run in .*; got 0.1"):
         function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**RUN, "lr": 0.1})

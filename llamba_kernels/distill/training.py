@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .folders import publish, sync
 from .progress import progress_bar
 
 
@@ -149,8 +150,13 @@ def latest_checkpoint(work_dir: Path) -> str | None:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics file: step, loss, lr, tokens, seconds."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """The lines of a metrics file: step, loss, lr, tokens, seconds. A last line that was cut off does not count."""
+    lines = Path(path).read_text(errors="replace").splitlines()
+    try:
+        last = [json.loads(line) for line in lines[-1:]]
+    except json.JSONDecodeError:  # a full disk or a power cut came amid the line
+        last = []
+    return [json.loads(line) for line in lines[:-1]] + last
 
 
 class Windows(torch.utils.data.Dataset):
@@ -175,7 +181,8 @@ class PublishCheckpoint(TrainerCallback):
             return
         older = list(self.work_dir.glob("checkpoint-*"))
         name = f"checkpoint-{state.global_step}"
-        (Path(args.output_dir) / name).rename(self.work_dir / name)
+        sync(self.work_dir / "metrics.jsonl")  # a resumed run takes its steps up to the checkpoint from there
+        publish(Path(args.output_dir) / name, self.work_dir / name)
         for folder in older:
             shutil.rmtree(folder)
 
@@ -189,7 +196,9 @@ class Metrics(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         lines = read_metrics(self.path) if self.path.exists() else []
         lines = [line for line in lines if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept = self.path.with_suffix(".tmp")
+        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        publish(kept, self.path)
         self.started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         self.task = self.bar.add_task(self.command, total=state.max_steps, completed=state.global_step)
 
@@ -230,7 +239,7 @@ def _claim(command: str, work_dir: Path, recipe: dict):
     work_dir.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(recipe, indent=1))
-    unfinished.rename(path)
+    publish(unfinished, path)
 
 
 def _step(checkpoint: Path) -> int:
