@@ -25,7 +25,8 @@ from llamba_kernels.distill.evaluate import evaluate_windows
 from llamba_kernels.distill.losses import distillation_loss
 from llamba_kernels.distill.rank import rank_model
 from llamba_kernels.distill.stage import model_digest
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model
+from llamba_kernels.distill.text import read_text, token_windows
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
 
 LAYERS = [1, 2]
 RUN = {"tokens": 1024, "window": 32, "batch": 2, "lr": 3e-3}  # 16 steps
@@ -59,11 +60,20 @@ def test_every_stage_end_to_end(folders, tmp_path):
     aligned = align(folders / "converted", source, tmp_path / "aligned", text, **RUN)
     distilled = distill(tmp_path / "aligned", source, tmp_path / "distilled", text, ce_weight=0.1, **RUN)
     assert aligned.steps == distilled.steps == 16 and aligned.tokens == 1024
-    for stage in ("aligned", "distilled"):
+    for stage, result in (("aligned", aligned), ("distilled", distilled)):
         lines = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [5, 10, 15] and lines[-1]["tokens"] == 960
-        assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["seconds"] > 0
+        assert [line["step"] for line in lines] == list(range(1, 17)) and lines[-1]["tokens"] == 1024
+        assert lines[-1]["seconds"] > 0
+        assert result.loss == lines[-1]["loss"]  # a tenth of 16 steps
         assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.staging"))
+
+    # Steps see different windows, whose losses differ by more than a step gains: compare on the same held-out ones.
+    original = load_model(source)
+    ids = token_windows(load_tokenizer(source), read_text(text).held_out, 32, 64)
+    stages = (Alignment, folders / "converted", "aligned"), (Distillation, tmp_path / "aligned", "distilled")
+    for objective, before, after in stages:
+        losses = [objective(load_model(path), original)(ids)["loss"].item() for path in (before, tmp_path / after)]
+        assert losses[1] < losses[0]
 
     before = load_file(folders / "converted" / "model.safetensors")
     after = load_file(tmp_path / "distilled" / "model.safetensors")
@@ -253,7 +263,7 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
         function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**RUN, "lr": 0.1})
     student.rename(tmp_path / "first")
     other.rename(student)  # another model under the same path
-    with pytest.raises(ValueError, match=f"{stage}: student must be sha256:.* as in the interrupted run in .*; got sha"):
+    with pytest.raises(ValueError, match=f"{stage}: student must be sha256:.* as in the interrupted run in"):
         function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
 
     monkeypatch.chdir(tmp_path)  # the same models under other paths
@@ -262,7 +272,7 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [5, 10, 15]
+    assert steps == list(range(1, 17))
 
 
 def test_a_digest_tells_models_apart_and_not_folders(folders, tmp_path):
@@ -282,6 +292,13 @@ def test_a_checkpoint_holds_only_what_trains(folders, tmp_path, monkeypatch):
     (checkpoint,) = (tmp_path / "out.partial").glob("checkpoint-*")
     names = load_file(checkpoint / "model.safetensors").keys()
     assert {name.split(".")[1] for name in names} == {"1", "2"} and len(names) == 16
+
+
+def test_the_loss_is_the_mean_over_the_last_tenth_of_the_steps(folders, tmp_path):
+    run = {**RUN, "tokens": 24 * 64, "window": 32, "batch": 2}
+    result = align(folders / "converted", folders / "teacher", tmp_path / "out", folders / "text.txt", **run)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 24 and result.loss == pytest.approx(sum(losses[22:]) / 2)
 
 
 def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):

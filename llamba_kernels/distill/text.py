@@ -43,7 +43,7 @@ def read_text(data: str | Path | Sequence[str | Path] | None = None) -> Text:
 
 
 def text_files(data: str | Path | Sequence[str | Path] | None = None) -> list[Path]:
-    """The files that `read_text` reads, in its order: each once, sorted by path, however `data` spells and orders them."""
+    """The files that `read_text` reads, each once and sorted by path, however `data` names and orders them."""
     if data is None:
         data = [sysconfig.get_paths()["stdlib"]]
         suffixes = (".py",)

@@ -50,7 +50,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """A finished run: loss is the mean over the last tenth of the steps; seconds include interrupted parts."""
+    """A finished run: loss is the mean over the last tenth of the steps; seconds include interrupted parts.
+
+    The loss is that of the steps as they were taken: `Objective.finish`, as in alignment, may improve on it.
+    """
 
     steps: int
     tokens: int
@@ -88,7 +91,6 @@ def run_training(
     work_dir: Path,
     sources: Mapping[str, str],
     save_every: int = 100,
-    log_every: int = 5,
 ) -> Training:
     """Train on (count, window) token ids in the given order, checkpointing to `work_dir`.
 
@@ -117,7 +119,7 @@ def run_training(
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
         save_steps=save_every,
-        logging_steps=min(log_every, recipe.steps),
+        logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not averaged away
         train_sampling_strategy="sequential",  # the windows are shuffled already
         dataloader_pin_memory=not use_cpu,
@@ -139,7 +141,7 @@ def run_training(
         objective.move(arguments.device)
         trainer.train(resume_from_checkpoint=latest_checkpoint(work_dir))
     lines = read_metrics(metrics.path)
-    tail = lines[-max(1, len(lines) // 10) :]
+    tail = lines[-max(1, recipe.steps // 10) :]
     loss = sum(line["loss"] for line in tail) / len(tail)
     return Training(recipe.steps, windows.numel(), loss, lines[-1]["seconds"])
 
@@ -188,7 +190,7 @@ class PublishCheckpoint(TrainerCallback):
 
 
 class Metrics(TrainerCallback):
-    """One JSON line per logging interval; lines past the checkpoint that a run resumes from are dropped."""
+    """One JSON line per step; lines past the checkpoint that a run resumes from are dropped."""
 
     def __init__(self, command: str, path: Path, recipe: Recipe, bar: Progress):
         self.command, self.path, self.recipe, self.bar = command, path, recipe, bar
