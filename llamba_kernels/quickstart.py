@@ -16,6 +16,7 @@ from . import __version__
 from .decode_bench import decode_bench, held_out_prompts
 from .distill import align, convert, distill, evaluate, fetch_teacher, rank_layers
 from .distill.rank import Ranking
+from .distill.training import read_metrics
 from .env import describe
 from .models import load_model, load_tokenizer
 from .report import ModelRow, results_plot, results_table
@@ -119,8 +120,11 @@ def _decode(folder: Path, data, window: int) -> dict:
 
 
 def _losses(metrics: Path) -> list[tuple[int, float]]:
-    lines = (json.loads(line) for line in metrics.read_text().splitlines())
-    return [(line["tokens"], line["loss"]) for line in lines if "loss" in line]
+    """(tokens, loss) of a training run, averaged to at most some fifty points: single steps are mostly noise."""
+    lines = read_metrics(metrics)
+    size = max(1, len(lines) // 50)
+    groups = [lines[i : i + size] for i in range(0, len(lines), size)]
+    return [(group[-1]["tokens"], sum(line["loss"] for line in group) / len(group)) for group in groups]
 
 
 def _as_text(data) -> list[str] | None:

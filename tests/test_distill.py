@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from llamba_kernels.distill.distill import Distillation, shared_layers
 from llamba_kernels.distill.evaluate import evaluate_windows
 from llamba_kernels.distill.losses import distillation_loss
 from llamba_kernels.distill.rank import rank_model
-from llamba_kernels.models import load_model
+from llamba_kernels.distill.stage import model_digest
+from llamba_kernels.distill.text import read_text, token_windows
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
 
 LAYERS = [1, 2]
 RUN = {"tokens": 1024, "window": 32, "batch": 2, "lr": 3e-3}  # 16 steps
@@ -57,11 +60,20 @@ def test_every_stage_end_to_end(folders, tmp_path):
     aligned = align(folders / "converted", source, tmp_path / "aligned", text, **RUN)
     distilled = distill(tmp_path / "aligned", source, tmp_path / "distilled", text, ce_weight=0.1, **RUN)
     assert aligned.steps == distilled.steps == 16 and aligned.tokens == 1024
-    for stage in ("aligned", "distilled"):
+    for stage, result in (("aligned", aligned), ("distilled", distilled)):
         lines = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [5, 10, 15] and lines[-1]["tokens"] == 960
-        assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["seconds"] > 0
+        assert [line["step"] for line in lines] == list(range(1, 17)) and lines[-1]["tokens"] == 1024
+        assert lines[-1]["seconds"] > 0
+        assert result.loss == lines[-1]["loss"]  # a tenth of 16 steps
         assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.staging"))
+
+    # Steps see different windows, whose losses differ by more than a step gains: compare on the same held-out ones.
+    original = load_model(source)
+    ids = token_windows(load_tokenizer(source), read_text(text).held_out, 32, 64)
+    stages = (Alignment, folders / "converted", "aligned"), (Distillation, tmp_path / "aligned", "distilled")
+    for objective, before, after in stages:
+        losses = [objective(load_model(path), original)(ids)["loss"].item() for path in (before, tmp_path / after)]
+        assert losses[1] < losses[0]
 
     before = load_file(folders / "converted" / "model.safetensors")
     after = load_file(tmp_path / "distilled" / "model.safetensors")
@@ -110,6 +122,13 @@ def test_conversion_transfers_weights_and_is_no_worse_than_deletion(teacher):
     kept = student.model.layers[0].self_attn.q_proj.weight
     assert kept is teacher.model.layers[0].self_attn.q_proj.weight
     assert student.lm_head.weight is student.model.embed_tokens.weight
+
+
+def test_heads_that_decoding_cannot_run_are_refused_before_any_work():
+    config = LlambaConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=24)
+    rule = "convert: head_dim must be a multiple of 16 up to 256, the state sizes that decoding runs; got 24"
+    with pytest.raises(ValueError, match=rule):
+        convert_model(LlambaForCausalLM(config), [1], windows())
 
 
 def test_alignment_loss_is_the_relative_error_on_teacher_inputs(teacher):
@@ -216,9 +235,12 @@ KILLED = """
 
 
 @pytest.mark.parametrize(("stage", "killed_after"), [("align", 11), ("distill", 8)])
-def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path, monkeypatch):
     function = {"align": align, "distill": distill}[stage]
-    inputs = [folders / "converted", folders / "teacher"]
+    student, other = tmp_path / "student", tmp_path / "other"
+    shutil.copytree(folders / "converted", student)
+    convert(folders / "teacher", other, LAYERS, folders / "text.txt", tokens=1024, window=64, seed=1)
+    inputs = [student, folders / "teacher"]
     function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **RUN)
 
     call = [stage, *map(str, inputs), str(tmp_path / "resumed"), str(folders / "text.txt")]
@@ -234,16 +256,33 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
     assert [p.name for p in partial.glob("checkpoint-*")] == [f"checkpoint-{(killed_after - 1) // 4 * 4}"]
     (partial / "staging").mkdir(exist_ok=True)
     (partial / "staging" / "checkpoint-99").mkdir()  # as if the kill had come amid a save
+    with open(partial / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1')  # and amid a line
 
     with pytest.raises(ValueError, match=f"{stage}: lr must be 0.003 as in the interrupted run in .*; got 0.1"):
         function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**RUN, "lr": 0.1})
+    student.rename(tmp_path / "first")
+    other.rename(student)  # another model under the same path
+    with pytest.raises(ValueError, match=f"{stage}: student must be sha256:.* as in the interrupted run in"):
+        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
 
-    function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
+    monkeypatch.chdir(tmp_path)  # the same models under other paths
+    function("first", inputs[1], "resumed", folders / "text.txt", save_every=4, **RUN)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [5, 10, 15]
+    assert steps == list(range(1, 17))
+
+
+def test_a_digest_tells_models_apart_and_not_folders(folders, tmp_path):
+    shutil.copytree(folders / "teacher", tmp_path / "copy")
+    digest = model_digest(load_model(folders / "teacher"))
+    assert model_digest(load_model(tmp_path / "copy")) == digest
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 1e-3}))
+    assert model_digest(load_model(tmp_path / "copy")) != digest
+    assert model_digest(load_model(folders / "converted")) != digest
 
 
 def test_a_run_that_fails_after_training_keeps_a_checkpoint_of_what_trains(folders, tmp_path):
@@ -259,6 +298,13 @@ def test_a_run_that_fails_after_training_keeps_a_checkpoint_of_what_trains(folde
     align(*call[:2], tmp_path / "whole", call[3], **RUN)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_loss_is_the_mean_over_the_last_tenth_of_the_steps(folders, tmp_path):
+    run = {**RUN, "tokens": 24 * 64, "window": 32, "batch": 2}
+    result = align(folders / "converted", folders / "teacher", tmp_path / "out", folders / "text.txt", **run)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 24 and result.loss == pytest.approx(sum(losses[22:]) / 2)
 
 
 def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):

@@ -28,6 +28,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 # One Llama that has everything, then one factor changed per row.
 LLAMAS = {
     "base": {},
@@ -36,13 +37,18 @@ LLAMAS = {
     "head_dim not hidden/heads": {"head_dim": 12},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "llama3 rope scaling": {"rope_parameters": LLAMA3_ROPE},
+    "yarn rope scaling": {"rope_parameters": YARN_ROPE},
     "linear rope scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}},
 }
 
 
+# The state is wider than the heads, so that exchanging the two shows.
+HYBRID = {**SIZES, "layers": ["mamba2", "attention", "mamba2"], "mamba_d_state": 16}
+
+
 @pytest.fixture
 def hybrid():
-    config = LlambaConfig(**SIZES, layers=["mamba2", "attention", "mamba2"], mamba_chunk_size=4, pad_token_id=0)
+    config = LlambaConfig(**HYBRID, mamba_chunk_size=4, pad_token_id=0)
     model = LlambaForCausalLM(config).eval()
     for i in config.mamba_layers:
         torch.nn.init.normal_(model.model.layers[i].mamba.conv1d.bias)  # a bias of zero would hide unmasked padding
@@ -71,7 +77,7 @@ def test_a_llama_folder_gives_the_logits_of_transformers(change, tmp_path):
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_saved_hybrid_loads_through_auto_classes(hybrid, tied, tmp_path):
     if tied:
-        hybrid = LlambaForCausalLM(LlambaConfig(**SIZES, layers=hybrid.config.layers, tie_word_embeddings=True)).eval()
+        hybrid = LlambaForCausalLM(LlambaConfig(**HYBRID, tie_word_embeddings=True)).eval()
     hybrid.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(again) is LlambaForCausalLM and AutoConfig.from_pretrained(tmp_path).layers == hybrid.config.layers
@@ -82,7 +88,7 @@ def test_a_saved_hybrid_loads_through_auto_classes(hybrid, tied, tmp_path):
 
 def test_mixer_parameters_have_the_layout_of_mamba_in_llama(hybrid):
     shapes = {name: tuple(p.shape) for name, p in hybrid.model.layers[0].mamba.named_parameters()}
-    d_inner, conv_dim = 6 * 8, 2 * 8 + 2 * 8 + 6 * 8
+    d_inner, conv_dim = 6 * 8, 2 * 8 + 2 * 16 + 6 * 16
     assert shapes == {
         "dt_bias": (6,),
         "A_log": (6,),
@@ -103,14 +109,14 @@ def test_mixer_equals_the_formula_token_by_token(hybrid):
 
 
 def mixer_loop(mixer, u):
-    """What mamba2.py computes, one token and one head at a time, for 6 heads of 8 and 2 shared x and B heads."""
-    z, x, B, C, dt = mixer.in_proj(u[0]).split([48, 16, 16, 48, 6], dim=-1)
-    raw = torch.cat([torch.zeros(3, 80), torch.cat([x, B, C], dim=-1)])
+    """What mamba2.py computes, one token and one head at a time, for 6 heads of 8 x 16 and 2 shared x and B heads."""
+    z, x, B, C, dt = mixer.in_proj(u[0]).split([48, 16, 32, 96, 6], dim=-1)
+    raw = torch.cat([torch.zeros(3, 144), torch.cat([x, B, C], dim=-1)])
     taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
-    state, outputs = torch.zeros(6, 8, 8), []
+    state, outputs = torch.zeros(6, 8, 16), []
     for t in range(u.shape[1]):
         conv = torch.nn.functional.silu((raw[t : t + 4].T * taps).sum(-1) + bias)
-        x_t, B_t, C_t = conv[:16].view(2, 8), conv[16:32].view(2, 8), conv[32:].view(6, 8)
+        x_t, B_t, C_t = conv[:16].view(2, 8), conv[16:48].view(2, 16), conv[48:].view(6, 16)
         y = torch.empty(6, 8)
         for h in range(6):
             step = torch.nn.functional.softplus(dt[t, h] + mixer.dt_bias[h])
@@ -209,8 +215,8 @@ def test_handover_gives_what_decoding_needs(hybrid, fold_point):
     if fold_point:
         torch.testing.assert_close(k[:, :, :fold_point], shorter.kv[1][0], rtol=1e-4, atol=1e-5)
     for layer, (xBC, dt, state) in recorder.ssm.items():
-        assert xBC.shape == (1, 10, 80) and dt.shape == (1, 10, 6)
-        assert state.shape == (1, 6, 8, 8) and state.dtype == torch.float32
+        assert xBC.shape == (1, 10, 144) and dt.shape == (1, 10, 6)
+        assert state.shape == (1, 6, 8, 16) and state.dtype == torch.float32
         expected = shorter.ssm[layer][2] if fold_point else torch.zeros_like(state)
         torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
     mixer = hybrid.model.layers[0].mamba
@@ -223,6 +229,7 @@ def test_handover_gives_what_decoding_needs(hybrid, fold_point):
     [
         ("layers", ["attention"], "layers must name 3 layers; got ['attention']"),
         ("layers", ["attention", "mamba3", "attention"], "layers must hold only attention or mamba2; got "),
+        ("layers", ["attention", "attention", "mamba2"], "mamba_d_state must be a multiple of 16 up to 256, "),
         ("num_key_value_heads", 4, "num_key_value_heads must divide num_attention_heads, 6; got 4"),
         ("mamba_B_heads", 4, "mamba_B_heads must divide mamba_num_heads, 6; got 4"),
         ("mamba_d_conv", 5, "mamba_d_conv must be 2, 3 or 4; got 5"),
@@ -239,9 +246,9 @@ def test_a_faulty_config_is_one_sentence(field, value, message):
 
 
 def test_from_llama_derives_the_mixers_from_the_attention():
-    config = LlambaConfig.from_llama(LlamaConfig(**SIZES), mamba_layers=[2, 0])
+    config = LlambaConfig.from_llama(LlamaConfig(**SIZES, head_dim=16), mamba_layers=[2, 0])
     assert config.layers == ["mamba2", "attention", "mamba2"]
-    assert (config.mamba_num_heads, config.mamba_head_dim, config.mamba_d_state) == (6, 8, 8)
+    assert (config.mamba_num_heads, config.mamba_head_dim, config.mamba_d_state) == (6, 16, 16)
     assert (config.mamba_x_heads, config.mamba_B_heads, config.mamba_C_heads) == (2, 2, 6)
     with pytest.raises(ValueError, match="mamba_layers must be in 0..2; got 3"):
         LlambaConfig.from_llama(LlamaConfig(**SIZES), mamba_layers=[3])
@@ -267,6 +274,9 @@ def test_load_errors_are_one_sentence(folder):
     save_file({**tensors, "model.norm.weight": torch.ones(5)}, weights, metadata={"format": "pt"})
     fails(folder, f"model.norm.weight must have shape (48,) as config.json says; got (5,) in {folder}")
 
+    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": torch.ones(48)}, weights, metadata={"format": "pt"})
+    fails(folder, f"{folder} must hold only parameters that config.json has a place for; got model.layers.1.self_attn.")
+
     kept = {name: t for name, t in tensors.items() if name not in ("model.norm.weight", "lm_head.weight")}
     save_file(kept, weights, metadata={"format": "pt"})
     fails(folder, f"{folder} must hold every parameter; got no lm_head.weight and 1 others")
@@ -285,6 +295,18 @@ def test_load_errors_are_one_sentence(folder):
 
     config.unlink()
     fails(folder, f"path_or_id must hold a model's config.json; got {folder}: ")
+
+
+def test_what_older_llamas_store_twice_is_let_through(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors, expected = load_file(weights), load_model(tmp_path)(tokens(1, 9)).logits
+    twice = {
+        "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    save_file({**tensors, **twice}, weights, metadata={"format": "pt"})
+    assert torch.equal(load_model(tmp_path)(tokens(1, 9)).logits, expected)
 
 
 def test_a_folder_without_tokenizer_is_one_sentence(folder):

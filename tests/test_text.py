@@ -37,7 +37,20 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
         write(tmp_path, name, "x")
     relative = [path.relative_to(tmp_path).as_posix() for path in text_files(tmp_path)]
     assert relative == ["a/c.rst", "a/d.py", "b.md", "e.txt"]
-    assert text_files([tmp_path / "f.bin", tmp_path / "a"])[0] == tmp_path / "f.bin"
+    named = [tmp_path / "f.bin", tmp_path / "a"]
+    assert text_files(named) == [tmp_path / "a" / "c.rst", tmp_path / "a" / "d.py", tmp_path / "f.bin"]
+
+
+def test_the_split_depends_on_the_files_and_not_on_how_they_are_named(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write(tmp_path, f"{name}/x.txt", name.join(f"{i:08d}" for i in range(20 * CHUNK_BYTES // 9)))
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    a, b = tmp_path / "a", tmp_path / "b"
+    expected = read_text([a, b])
+    assert len(expected.held_out) == 1
+    monkeypatch.chdir(tmp_path)
+    for data in ([b, a], [a, b / "x.txt", b], [a, a, b], ["b", "a/../a/x.txt"], [a, b, tmp_path / "link"], tmp_path):
+        assert read_text(data) == expected
 
 
 def test_every_33rd_chunk_is_held_out_and_nothing_is_in_both(tmp_path):

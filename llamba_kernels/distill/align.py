@@ -76,6 +76,7 @@ def align(
 ) -> Training:
     """Align the mixers of `student_dir` with the attention of `teacher_dir` and write the model to `out_dir`.
 
+    The loss returned is that of the last gradient steps, before the closing least-squares fit improves on it.
     The numbers are those of `training.Recipe`; an interrupted call, repeated, resumes (see `training.run_training`).
     """
     recipe = Recipe(tokens=tokens, lr=lr, window=window, batch=batch, seed=seed)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
+from ..models.config import STATE_RULE, STATE_SIZES
 from ..models.mamba2 import Mamba2Mixer
 from ..models.model import LlambaAttention
 from .folders import check_absent, new_folder, save_model
@@ -70,6 +71,8 @@ def convert_model(
         raise ValueError("convert: layers must name at least one layer; got none")
     if teacher.config.attention_bias:
         raise ValueError("convert: teacher must have attention without biases, as mixers are; got attention_bias True")
+    if teacher.config.head_dim not in STATE_SIZES:
+        raise ValueError(f"convert: head_dim must {STATE_RULE}; got {teacher.config.head_dim}")
 
     student = hybrid_of(teacher, layers)
     generator = torch.Generator().manual_seed(seed)
@@ -85,9 +88,8 @@ def convert_model(
 
 def hybrid_of(teacher: LlambaForCausalLM, layers: Iterable[int]) -> LlambaForCausalLM:
     """The teacher with fresh mixers in `layers`; every other module is the teacher's own, not a copy."""
-    config = LlambaConfig.from_dict(teacher.config.to_dict())
-    for layer in layers:
-        config.layers[layer] = "mamba2"
+    kinds = ["mamba2" if i in layers else kind for i, kind in enumerate(teacher.config.layers)]
+    config = LlambaConfig.from_dict({**teacher.config.to_dict(), "layers": kinds})
     with torch.device("meta"):
         student = LlambaForCausalLM(config)
     student.lm_head, student.model.embed_tokens = teacher.lm_head, teacher.model.embed_tokens

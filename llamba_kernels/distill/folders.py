@@ -1,6 +1,7 @@
 """Model folders that are either complete or absent."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,27 @@ def new_folder(out_dir: str | Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        staging.rename(out_dir)
+        publish(staging, out_dir)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def publish(staging: Path, path: Path):
+    """Give a finished file or folder its final name; its content is on disk before, so a power cut leaves no half."""
+    sync(staging)
+    staging.replace(path)
+    sync(path.parent, inside=False)
+
+
+def sync(path: Path, inside: bool = True):
+    """Wait until a file, or a folder's entries and with `inside` all that is in them, are on disk."""
+    for entry in [*(path.rglob("*") if inside else ()), path]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_absent(command: str, out_dir: str | Path):

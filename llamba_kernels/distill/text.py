@@ -27,8 +27,8 @@ class Text:
 def read_text(data: str | Path | Sequence[str | Path] | None = None) -> Text:
     """The text of `data` (files, or folders searched for .py .txt .md .rst), by default of the standard library.
 
-    Files are joined in sorted order and cut into chunks; every 33rd chunk is held out. The split depends on the text
-    alone, so every stage and every later evaluation agrees on it.
+    Files are joined in sorted order and cut into chunks; every 33rd chunk is held out. The split depends on the set of
+    files alone, not on how `data` names them, so every stage and every evaluation of the same files agrees on it.
     """
     files = text_files(data)
     joined = b"\n".join(file.read_bytes() for file in files)
@@ -43,7 +43,7 @@ def read_text(data: str | Path | Sequence[str | Path] | None = None) -> Text:
 
 
 def text_files(data: str | Path | Sequence[str | Path] | None = None) -> list[Path]:
-    """The files that `read_text` reads, in its order."""
+    """The files that `read_text` reads, each once and sorted by path, however `data` names and orders them."""
     if data is None:
         data = [sysconfig.get_paths()["stdlib"]]
         suffixes = (".py",)
@@ -51,7 +51,7 @@ def text_files(data: str | Path | Sequence[str | Path] | None = None) -> list[Pa
         data = [data] if isinstance(data, (str, Path)) else list(data)
         suffixes = SUFFIXES
     files = []
-    for entry in map(Path, data):
+    for entry in (Path(entry).resolve() for entry in data):
         if entry.is_file():
             files.append(entry)
         elif entry.is_dir():
@@ -60,12 +60,15 @@ def text_files(data: str | Path | Sequence[str | Path] | None = None) -> list[Pa
             raise ValueError(f"read_text: data must be files or folders that exist; got {entry}")
     if not files:
         raise ValueError(f"read_text: data must hold files ending in {' '.join(suffixes)}; got none in {data}")
-    return files
+    once = {}
+    for file in sorted(files):
+        once.setdefault(file.resolve(), file)  # by its target: a link to a file that is read already adds nothing
+    return list(once.values())
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
-    return sorted(p for p in found if not _SKIPPED_FOLDERS.intersection(p.relative_to(folder).parts))
+    return [p for p in found if not _SKIPPED_FOLDERS.intersection(p.relative_to(folder).parts)]
 
 
 def token_windows(tokenizer, chunks: Sequence[str], window: int, count: int, seed: str | None = None) -> Tensor:

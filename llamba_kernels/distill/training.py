@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .folders import publish, sync
 from .progress import progress_bar
 
 
@@ -49,7 +50,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """A finished run: loss is the mean over the last tenth of the steps; seconds include interrupted parts."""
+    """A finished run: loss is the mean over the last tenth of the steps; seconds include interrupted parts.
+
+    The loss is that of the steps as they were taken: `Objective.finish`, as in alignment, may improve on it.
+    """
 
     steps: int
     tokens: int
@@ -87,12 +91,12 @@ def run_training(
     work_dir: Path,
     sources: Mapping[str, str],
     save_every: int = 25,
-    log_every: int = 5,
 ) -> Training:
     """Train on (count, window) token ids in the given order, checkpointing to `work_dir`.
 
     A run that was interrupted, at any point and in any way, goes on from its last checkpoint and ends in the same
-    bits as one that was not. `sources` names what else decides the result; a changed recipe or source is refused.
+    bits as one that was not. `sources` says what else decides the result, by its content; a changed one is refused,
+    as is a changed recipe.
     """
     if len(windows) < recipe.steps * recipe.batch:
         raise ValueError(
@@ -115,7 +119,7 @@ def run_training(
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
         save_steps=save_every,
-        logging_steps=min(log_every, recipe.steps),
+        logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not averaged away
         train_sampling_strategy="sequential",  # the windows are shuffled already
         dataloader_pin_memory=not use_cpu,
@@ -137,7 +141,7 @@ def run_training(
         objective.move(arguments.device)
         trainer.train(resume_from_checkpoint=latest_checkpoint(work_dir))
     lines = read_metrics(metrics.path)
-    tail = lines[-max(1, len(lines) // 10) :]
+    tail = lines[-max(1, recipe.steps // 10) :]
     loss = sum(line["loss"] for line in tail) / len(tail)
     return Training(recipe.steps, windows.numel(), loss, lines[-1]["seconds"])
 
@@ -148,8 +152,13 @@ def latest_checkpoint(work_dir: Path) -> str | None:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics file: step, loss, lr, tokens, seconds."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """The lines of a metrics file: step, loss, lr, tokens, seconds. A last line that was cut off does not count."""
+    lines = Path(path).read_text(errors="replace").splitlines()
+    try:
+        last = [json.loads(line) for line in lines[-1:]]
+    except json.JSONDecodeError:  # a full disk or a power cut came amid the line
+        last = []
+    return [json.loads(line) for line in lines[:-1]] + last
 
 
 class Windows(torch.utils.data.Dataset):
@@ -174,13 +183,14 @@ class PublishCheckpoint(TrainerCallback):
             return
         older = list(self.work_dir.glob("checkpoint-*"))
         name = f"checkpoint-{state.global_step}"
-        (Path(args.output_dir) / name).rename(self.work_dir / name)
+        sync(self.work_dir / "metrics.jsonl")  # a resumed run takes its steps up to the checkpoint from there
+        publish(Path(args.output_dir) / name, self.work_dir / name)
         for folder in older:
             shutil.rmtree(folder)
 
 
 class Metrics(TrainerCallback):
-    """One JSON line per logging interval; lines past the checkpoint that a run resumes from are dropped."""
+    """One JSON line per step; lines past the checkpoint that a run resumes from are dropped."""
 
     def __init__(self, command: str, path: Path, recipe: Recipe, bar: Progress):
         self.command, self.path, self.recipe, self.bar = command, path, recipe, bar
@@ -188,7 +198,9 @@ class Metrics(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         lines = read_metrics(self.path) if self.path.exists() else []
         lines = [line for line in lines if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept = self.path.with_suffix(".tmp")
+        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        publish(kept, self.path)
         self.started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
         self.task = self.bar.add_task(self.command, total=state.max_steps, completed=state.global_step)
 
@@ -229,7 +241,7 @@ def _claim(command: str, work_dir: Path, recipe: dict):
     work_dir.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(recipe, indent=1))
-    unfinished.rename(path)
+    publish(unfinished, path)
 
 
 def _step(checkpoint: Path) -> int:

@@ -6,6 +6,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 LAYER_KINDS = ("attention", "mamba2")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the sequence length
+STATE_SIZES = range(16, 257, 16)
+STATE_RULE = "be a multiple of 16 up to 256, the state sizes that decoding runs"
 
 # What a Llama checkpoint's configuration and ours have in common.
 _LLAMA_FIELDS = (
@@ -142,6 +144,7 @@ class LlambaConfig(PreTrainedConfig):
         )
         for field in ("mamba_num_heads", "mamba_head_dim", "mamba_d_state", "mamba_d_conv", "mamba_chunk_size"):
             require(getattr(self, field) > 0, field, "be positive")
+        require(not self.mamba_layers or self.mamba_d_state in STATE_SIZES, "mamba_d_state", STATE_RULE)
         require(2 <= self.mamba_d_conv <= 4, "mamba_d_conv", "be 2, 3 or 4")
         for field in ("mamba_x_heads", "mamba_B_heads", "mamba_C_heads"):
             heads = getattr(self, field)

@@ -27,7 +27,7 @@ def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> Ll
             raise ValueError(
                 f"load_model: path_or_id must hold readable weights; got {source}: {_line(error)}"
             ) from error
-    _check_weights(source, info)
+    _check_weights(source, info, config.tie_word_embeddings)
     return model.eval()
 
 
@@ -67,7 +67,7 @@ def _config(source: str) -> LlambaConfig:
     )
 
 
-def _check_weights(source: str, info: dict):
+def _check_weights(source: str, info: dict, tied: bool):
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(
             f"load_model: {name} must have shape {tuple(expected)} as config.json says; got {tuple(found)} in {source}"
@@ -75,6 +75,17 @@ def _check_weights(source: str, info: dict):
     if missing := sorted(info["missing_keys"]):
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise ValueError(f"load_model: {source} must hold every parameter; got no {missing[0]}{others}")
+    # A weight without a place would be dropped, and the model would not be the one that was trained.
+    if surplus := sorted(n for n in info["unexpected_keys"] if not _is_derived(n, tied)):
+        others = f" and {len(surplus) - 1} others" if len(surplus) > 1 else ""
+        raise ValueError(
+            f"load_model: {source} must hold only parameters that config.json has a place for; got {surplus[0]}{others}"
+        )
+
+
+def _is_derived(name: str, tied: bool) -> bool:
+    """Whether an older Llama checkpoint stores under `name` what the configuration or the embedding gives anyway."""
+    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
 
 
 @contextlib.contextmanager
