@@ -9,8 +9,8 @@ import torch
 _FILE = Path(__file__).with_name("_C.so")
 if not _FILE.exists():
     raise ImportError(
-        "llamba_kernels: the native library must be built (pip install --no-build-isolation .; in a source tree, "
-        f"python setup.py build_ext --inplace); got no {_FILE}"
+        "llamba_kernels: the native library must be built (pip install --no-build-isolation -e . in this source tree; "
+        f"if the package is installed elsewhere, run Python from another folder); got no {_FILE}"
     )
 
 _ISAS = ("avx512", "avx2", "generic")

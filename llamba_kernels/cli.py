@@ -20,8 +20,8 @@ console = Console(width=None if sys.stdout.isatty() else 100)  # a log file has 
 Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
 OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
 Teacher = Annotated[str, typer.Option(help="The teacher's folder or hub id.")]
-Tokens = Annotated[int | None, typer.Option(help="Tokens to train on.", show_default="the recipe's")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens to train on.", min=1, show_default="the recipe's")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", min=0.0, show_default="the recipe's")]
 Data = Annotated[
     list[Path] | None,
     typer.Option(help="Text file or folder; repeatable. Default: Python's own standard-library sources."),
@@ -82,7 +82,7 @@ def teacher(
 
 
 @app.command("rank-layers")
-def rank_layers(teacher: Model, data: Data = None, tokens: int = 2048, seed: int = 0):
+def rank_layers(teacher: Model, data: Data = None, tokens: Annotated[int, typer.Option(min=512)] = 2048, seed: int = 0):
     """Rank attention layers by how much deleting each one changes the output."""
     from .distill import rank_layers
 
@@ -126,8 +126,8 @@ def align(
     data: Data = None,
     tokens: Tokens = None,
     lr: LearningRate = None,
-    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", min=2, show_default="the recipe's")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.", min=1, show_default="the recipe's")] = None,
     seed: int = 0,
 ):
     """Train each mixer to give its attention layer's output on the teacher's inputs; interrupted, it resumes."""
@@ -147,8 +147,8 @@ def distill(
     data: Data = None,
     tokens: Tokens = None,
     lr: LearningRate = None,
-    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="the recipe's")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="the recipe's")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", min=2, show_default="the recipe's")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.", min=1, show_default="the recipe's")] = None,
     seed: int = 0,
 ):
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
@@ -168,12 +168,14 @@ def evaluate(
 ):
     """Perplexity and bits per byte on held-out text; with --teacher, beside it and the deleted-layer control."""
     from .distill import evaluate
-    from .models import LlambaConfig
+    from .models import load_model
     from .report import ModelRow, results_table
 
     rows = []
     if teacher is not None:
-        deleted = LlambaConfig.from_pretrained(model).mamba_layers
+        deleted = load_model(model).config.mamba_layers
+        if not deleted:
+            raise ValueError(f"eval: model must have mamba2 layers to be compared with --teacher; got none in {model}")
         for name, layers in (("teacher", ()), ("teacher, those layers deleted", deleted)):
             scores = evaluate(teacher, data, layers)
             rows.append(ModelRow(name, scores.perplexity, scores.bits_per_byte))

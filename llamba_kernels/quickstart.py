@@ -160,6 +160,11 @@ class _Run:
         """Run a stage unless the folder that it writes as its last act is there."""
         if not folder.exists():
             self._timed(stage, work, *args, **options)
+        elif not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"quickstart: {folder} must hold the model that its stage left there (delete {self.dir} to start over, "
+                "or choose another --out); got no weights"
+            )
 
     def value(self, stage: str, work: Callable, *args, **options) -> dict:
         """The result of a stage as a dict, remembered from an earlier run if there was one."""

@@ -111,6 +111,14 @@ def test_quickstart_does_not_mix_settings(run_dir):
     assert other.stderr.strip().endswith("(or choose another --out); got 1") and "layers must be 2" in other.stderr
 
 
+def test_quickstart_does_not_report_a_stage_that_lost_its_weights(run_dir):
+    weights = run_dir / "run/aligned/model.safetensors"
+    moved = weights.rename(run_dir / "moved.safetensors")
+    failed = llamba(*quickstart_arguments(run_dir))
+    moved.rename(weights)
+    assert failed.returncode == 1 and failed.stderr.strip().endswith("; got no weights")
+
+
 def test_generate_says_the_same_for_every_window(run_dir):
     texts = [
         llamba("generate", run_dir / "run/hybrid", "the state of a", "--max-new-tokens", 24, "--window", window)

@@ -216,8 +216,10 @@ def test_a_changed_model_is_seen_by_the_next_generation():
 
 
 REFUSALS = [
+    (dict(prompt=[-1]), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got -1"),
+    (dict(prompt=torch.ones(1, 3).long()), "generate: prompt must be one sequence of ids, (n,); got shape (1, 3)"),
     (dict(prompt=[]), "generate: prompt must have at least one token; got none"),
-    (dict(prompt=[61]), "generate: prompt must hold token ids below vocab_size = 61; got 61"),
+    (dict(prompt=[61]), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got 61"),
     (dict(max_new_tokens=0), "generate: max_new_tokens must be at least 1; got 0"),
     (dict(max_new_tokens=250), "generate: prompt + max_new_tokens must be at most max_tokens = 256; got 10 + 250"),
     (dict(temperature=-1.0), "generate: temperature must be 0 (greedy) or positive; got -1.0"),

@@ -104,7 +104,11 @@ class SpeculativeDecoder:
             temperature: 0 is greedy; otherwise sampling from softmax(logits / temperature), seeded by `seed`.
             eos_token_id: default the model's; -1 for none (no token has that id).
         """
-        prompt = torch.as_tensor(list(prompt), dtype=torch.int64)
+        if isinstance(prompt, str):
+            raise TypeError("generate: prompt must be token ids, such as tokenizer(text)['input_ids']; got a str")
+        prompt = torch.as_tensor(prompt if isinstance(prompt, Tensor) else list(prompt), dtype=torch.int64)
+        if prompt.dim() != 1:
+            raise ValueError(f"generate: prompt must be one sequence of ids, (n,); got shape {tuple(prompt.shape)}")
         self._check(prompt, max_new_tokens, temperature)
         stop = self._stop_tokens(eos_token_id)
         generator = torch.Generator().manual_seed(seed)
@@ -181,7 +185,7 @@ class SpeculativeDecoder:
         vocab = self.model.config.vocab_size
         if int(prompt.min()) < 0 or int(prompt.max()) >= vocab:
             wrong = int(prompt.min()) if int(prompt.min()) < 0 else int(prompt.max())
-            raise ValueError(f"generate: prompt must hold token ids below vocab_size = {vocab}; got {wrong}")
+            raise ValueError(f"generate: prompt must hold ids from 0 to vocab_size - 1 = {vocab - 1}; got {wrong}")
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens must be at least 1; got {max_new_tokens}")
         if len(prompt) + max_new_tokens > self.cache.max_tokens:
