@@ -18,7 +18,7 @@ class Session:
     Args:
         max_window: most tokens in a step, the pending one included.
         fold_every: W; the checkpoint advances in multiples of it. Every row that is not folded yet is replayed each
-            step, so CPUs, where replay costs more than writing the state, fold each committed token: 1.
+            step; 1 replays least and writes the checkpoint on every step.
         max_rollback: committed tokens that may still be taken back.
         width: conv width of the model's Mamba-2 layers.
     """
