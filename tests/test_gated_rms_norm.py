@@ -15,6 +15,7 @@ CASES = {
     "8b hybrid": dict(shape=(1, 4), width=4096),
     "bf16": dict(dtype=torch.bfloat16),
     "bf16 no gate": dict(dtype=torch.bfloat16, gate=False),
+    "fp16": dict(dtype=torch.float16),
     "8 groups": dict(width=1024, group_size=128),
     "groups of 5": dict(width=15, group_size=5),
     "groups of 1": dict(width=3, group_size=1),
@@ -59,7 +60,7 @@ def test_extreme_values(dtype, gate):
     assert not gate or out[4].abs().max() < 1e-30
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("group_size", [1536, 512])
 def test_rows_do_not_change_each_other(dtype, group_size):
     """A row alone, or among others of which one is NaN, on one thread or more: the same bits."""
@@ -78,7 +79,7 @@ def test_rows_do_not_change_each_other(dtype, group_size):
     assert_bitwise(spoiled.flatten(0, 1)[1:], out.flatten(0, 1)[1:])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [16, 45])
 def test_strides_and_bystanders(dtype, width):
     x, z, weight, eps, group_size = make_inputs(width=width, dtype=dtype)
@@ -99,7 +100,7 @@ def test_in_place(target):
 
 SHARED = torch.ones(3, 8)
 REFUSED = {
-    "x dtype": (dict(x=torch.zeros(2, 8).double()), TypeError, "x must be float32 or bfloat16; got float64"),
+    "x dtype": (dict(x=torch.zeros(2, 8).double()), TypeError, "x must be float32, bfloat16 or float16; got float64"),
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
     "x stride": (dict(x=torch.zeros(8, 2).t()), TypeError, "x must have stride 1 in dimension -1; got 2"),
     "z shape": (dict(z=torch.zeros(3, 8)), ValueError, "z must have the shape of x, (2, 8); got (3, 8)"),

@@ -285,7 +285,7 @@ def changed(name, value):
 
 
 REFUSALS = [
-    (changed("xBC", lambda t: t.half()), "xBC must be float32 or bfloat16; got float16"),
+    (changed("xBC", lambda t: t.double()), "xBC must be float32, bfloat16 or float16; got float64"),
     (changed("dt", lambda t: t.bfloat16()), "dt must have the dtype of xBC, float32; got bfloat16"),
     (changed("rows", lambda t: t.bfloat16()), "rows must have the dtype of xBC, float32; got bfloat16"),
     (changed("dt_rows", lambda t: t.bfloat16()), "dt_rows must have the dtype of xBC, float32; got bfloat16"),

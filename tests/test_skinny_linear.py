@@ -8,7 +8,7 @@ from llamba_kernels.ops import skinny_linear
 from llamba_kernels.testing import make_skinny_linear_inputs
 from python_ref.skinny_linear import skinny_linear_ref
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BASE = dict(shape=(2, 3), in_features=64, out_features=32, bias=True, dtype=torch.float32)
 CASES = {
     "base": {},
@@ -22,6 +22,8 @@ CASES = {
     "in 15": dict(in_features=15),
     "in 17": dict(in_features=17),
     "bf16 in 1": dict(in_features=1, dtype=torch.bfloat16),
+    "fp16": dict(dtype=torch.float16),
+    "fp16 in 33": dict(in_features=33, dtype=torch.float16),
     "bf16 in 31": dict(in_features=31, dtype=torch.bfloat16),
     "bf16 in 33": dict(in_features=33, dtype=torch.bfloat16),
     "in 0": dict(in_features=0),
@@ -99,7 +101,7 @@ def test_strides_and_bystanders(dtype, in_features):
 
 SHARED = torch.ones(64)
 REFUSED = {
-    "x dtype": (dict(x=torch.zeros(2, 8).half()), TypeError, "x must be float32 or bfloat16; got float16"),
+    "x dtype": (dict(x=torch.zeros(2, 8).double()), TypeError, "x must be float32, bfloat16 or float16; got float64"),
     "x dim": (dict(x=torch.zeros(1, 1, 2, 8)), ValueError, "x must have 1 to 3 dimensions; got shape (1, 1, 2, 8)"),
     "x stride": (dict(x=torch.zeros(8, 2).t()), TypeError, "x must have stride 1 in dimension -1; got 2"),
     "weight dim": (dict(weight=torch.zeros(8)), ValueError, "weight must have 2 dimensions; got shape (8,)"),

@@ -15,6 +15,8 @@ CASES = {
     "certain drafts": dict(certain=True),
     "bf16": dict(dtype=torch.bfloat16),
     "bf16 greedy": dict(sampled=False, dtype=torch.bfloat16),
+    "fp16": dict(dtype=torch.float16),
+    "fp16 greedy": dict(sampled=False, dtype=torch.float16),
     "window 1": dict(max_window=1),
     "window 1 greedy": dict(max_window=1, sampled=False),
     "vocab 1": dict(vocab=1),
@@ -38,7 +40,7 @@ def test_equals_reference(change):
     assert_bitwise(next_token, expected[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("vocab", [7, 1030, 5000])
 def test_greedy_takes_the_lowest_index_of_ties(vocab, dtype):
     """Also among +0 and -0, and with nearly everything masked."""
@@ -47,7 +49,7 @@ def test_greedy_takes_the_lowest_index_of_ties(vocab, dtype):
     logits[0, 0, ties] = 3.0
     logits[1, 0, ties] = torch.tensor([-0.0, 0.0], dtype=dtype)
     logits[2, 0] = -5.0
-    logits[3, 0, -1] = -1e30
+    logits[3, 0, -1] = -6e4
     _, token = speculative_accept(logits, torch.empty(4, 0, dtype=torch.int64), torch.ones(4, dtype=torch.int32))
     assert token.tolist() == [vocab // 2, vocab // 2, 0, vocab - 1]
 
@@ -146,9 +148,9 @@ NO_NAN = "logits must have a finite maximum and no NaN in every row"
 SHARED = torch.zeros(3, dtype=torch.int64)
 REFUSED = {
     "logits dtype": (
-        dict(logits=torch.zeros(2, 3, 5).half()),
+        dict(logits=torch.zeros(2, 3, 5).double()),
         TypeError,
-        "logits must be float32 or bfloat16; got float16",
+        "logits must be float32, bfloat16 or float16; got float64",
     ),
     "logits dim": (dict(logits=torch.zeros(2, 5)), ValueError, "logits must have 3 dimensions; got shape (2, 5)"),
     "logits stride": (

@@ -26,7 +26,7 @@
 #define CHECK_RANGE(value, least, most) llamba::check_range(kOp, #value, value, least, most)
 // CHECK_FLOAT(eps): the double as the float of the C interface; refused, with its own value, if that is 0 or infinite
 #define CHECK_FLOAT(value) llamba::check_float(kOp, #value, value)
-// CHECK_FLOATING(x): float32 or bfloat16, as the C interface names it
+// CHECK_FLOATING(x): float32, bfloat16 or float16, as the C interface names it
 #define CHECK_FLOATING(tensor) llamba::check_floating(kOp, #tensor, tensor)
 // CHECK_WRITTEN(out, x, bias): no two elements of out share memory, nor does out with the tensors (or optional ones)
 // after it. CHECK_WRITTEN_OR_SAME(out, x): out may also be x itself, element for element.

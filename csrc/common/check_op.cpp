@@ -215,7 +215,8 @@ llamba_dtype check_floating(const char* op, const char* name, const Tensor& tens
   const ScalarType dtype = tensor.scalar_type();
   if (dtype == ScalarType::Float) return LLAMBA_FLOAT32;
   if (dtype == ScalarType::BFloat16) return LLAMBA_BFLOAT16;
-  refuse(LLAMBA_TYPE_ERROR, op, name, "be float32 or bfloat16; got ", dtype_text(dtype));
+  if (dtype == ScalarType::Half) return LLAMBA_FLOAT16;
+  refuse(LLAMBA_TYPE_ERROR, op, name, "be float32, bfloat16 or float16; got ", dtype_text(dtype));
 }
 
 Rows check_rows(const char* op, const char* name, const Tensor& tensor) {

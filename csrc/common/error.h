@@ -19,10 +19,10 @@ __attribute__((format(printf, 2, 3))) int fail(llamba_status status, const char*
     return llamba::fail(LLAMBA_VALUE_ERROR, "%s: size must be that of the struct, %zu; got %zu", op, sizeof(*(args)), \
                         (args)->size);                                                                                \
   }
-#define LLAMBA_CHECK_DTYPE(op, args)                                                                 \
-  if ((args)->dtype != LLAMBA_FLOAT32 && (args)->dtype != LLAMBA_BFLOAT16) {                         \
-    return llamba::fail(LLAMBA_TYPE_ERROR, "%s: dtype must be float32 or bfloat16; got code %d", op, \
-                        static_cast<int>((args)->dtype));                                            \
+#define LLAMBA_CHECK_DTYPE(op, args)                                                                          \
+  if ((args)->dtype < LLAMBA_FLOAT32 || (args)->dtype > LLAMBA_FLOAT16) {                                     \
+    return llamba::fail(LLAMBA_TYPE_ERROR, "%s: dtype must be float32, bfloat16 or float16; got code %d", op, \
+                        static_cast<int>((args)->dtype));                                                     \
   }
 // LLAMBA_CHECK_RANGE(kOp, args, vocab, 1, INT32_MAX): both ends included. LLAMBA_CHECK_LEAST(kOp, args, batch, 0).
 #define LLAMBA_CHECK_RANGE(op, args, field, least, most)                                                           \

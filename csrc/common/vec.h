@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "common/bfloat16.h"
+#include "common/dtype.h"
 
 namespace llamba {
 namespace LLAMBA_ISA {
@@ -149,6 +149,37 @@ LLAMBA_INLINE vec16 load_odd(const bfloat16* p) {
   return y;
 }
 
+LLAMBA_INLINE vec16 load(const float16* p) {
+#if defined(__AVX512F__)
+  return vec16{{_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}};
+#elif defined(__AVX2__)
+  vec16 y;
+  for (int i = 0; i < 2; ++i) {
+    y.part[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * i)));
+  }
+  return y;
+#else
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = to_float(p[i]);
+  return load(lanes);
+#endif
+}
+
+LLAMBA_INLINE void store(float16* p, vec16 a) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.part[0], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i) {
+    const __m128i halves = _mm256_cvtps_ph(a.part[i], _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * i), halves);
+  }
+#else
+  float lanes[kLanes];
+  store(lanes, a);
+  for (int i = 0; i < kLanes; ++i) from_float(lanes[i], p + i);
+#endif
+}
+
 // Rounds as from_float does.
 LLAMBA_INLINE void store(bfloat16* p, vec16 a) {
 #if defined(__AVX512F__)
@@ -216,6 +247,59 @@ LLAMBA_INLINE float sum(vec16 a) {
   const native four = (a.part[0] + a.part[2]) + (a.part[1] + a.part[3]);
   return (four[0] + four[2]) + (four[1] + four[3]);
 #endif
+}
+
+// The sums of sixteen vectors: lane i is sum(rows[i]), bit for bit, in a third of the instructions.
+LLAMBA_INLINE vec16 sum_each(const vec16 (&rows)[kLanes]) {
+#if defined(__AVX512F__)
+  __m512 eight[8], four[4], two[2];  // lanes left of each row; which rows: chosen so that the last step sorts them
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[i % 4 + i / 4 * 8].part[0], b = rows[i % 4 + i / 4 * 8 + 4].part[0];
+    eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < 4; ++i) {  // rows i, i + 4, i + 8, i + 12, one in each quarter
+    const __m512 a = eight[i], b = eight[i + 4];
+    four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = _mm512_castps_pd(four[2 * i]), b = _mm512_castps_pd(four[2 * i + 1]);
+    two[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  return vec16{{_mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd))}};
+#elif defined(__AVX2__)
+  vec16 y;
+  for (int half = 0; half < 2; ++half) {
+    const vec16* const row = rows + 8 * half;
+    __m256 four[4], two[2];
+    for (int i = 0; i < 4; ++i) {  // rows i and i + 4
+      const __m256 a = _mm256_add_ps(row[i].part[0], row[i].part[1]);
+      const __m256 b = _mm256_add_ps(row[i + 4].part[0], row[i + 4].part[1]);
+      four[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    for (int i = 0; i < 2; ++i) {
+      const __m256d a = _mm256_castps_pd(four[2 * i]), b = _mm256_castps_pd(four[2 * i + 1]);
+      two[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    y.part[half] = _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x88), _mm256_shuffle_ps(two[0], two[1], 0xdd));
+  }
+  return y;
+#else
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = sum(rows[i]);
+  return load(lanes);
+#endif
+}
+
+// The value that a has once it is stored as T.
+template <typename T>
+LLAMBA_INLINE vec16 rounded_to(vec16 a) {
+  T stored[kLanes];
+  store(stored, a);
+  return load(stored);
+}
+template <>
+LLAMBA_INLINE vec16 rounded_to<float>(vec16 a) {
+  return a;
 }
 
 // e^x to 0.85 units in the last place. x is clamped to the range with finite, normal results; NaN stays NaN.

@@ -49,8 +49,7 @@ void norm_groups(const llamba_gated_rms_norm_args& args, int64_t begin, int64_t 
 }  // namespace
 
 void gated_rms_norm_groups(const llamba_gated_rms_norm_args& args, int64_t begin, int64_t end) {
-  if (args.dtype == LLAMBA_FLOAT32) return norm_groups<float>(args, begin, end);
-  norm_groups<bfloat16>(args, begin, end);
+  LLAMBA_SWITCH_DTYPE(args.dtype, T, norm_groups<T>(args, begin, end));
 }
 
 }  // namespace LLAMBA_ISA

@@ -25,7 +25,7 @@ typedef enum {
   LLAMBA_CUDA_ERROR = 3,  /* the CUDA runtime refused */
 } llamba_status;
 
-typedef enum { LLAMBA_FLOAT32 = 0, LLAMBA_BFLOAT16 = 1 } llamba_dtype;
+typedef enum { LLAMBA_FLOAT32 = 0, LLAMBA_BFLOAT16 = 1, LLAMBA_FLOAT16 = 2 } llamba_dtype;
 
 LLAMBA_API int llamba_abi_version(void);
 /* The sentence of this thread's last failure, "" if none. Valid until this thread's next failure. */

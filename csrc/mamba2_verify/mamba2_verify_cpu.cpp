@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "common/bfloat16.h"
+#include "common/dtype.h"
 #include "common/parallel.h"
 #include "common/ssm_step.h"
 #include "cursor/cursor_check.h"

@@ -3,8 +3,8 @@
 //           its features; for each few it runs the tiles of all rows of x, so that weight comes from memory once and
 //           for the later tiles from the nearest cache
 // Registers one accumulator of 16 lanes per (feature, token); a weight vector is loaded once per tile
-// Numerics  fp32 fused multiply-adds. Element k of in_features adds to lane k % 16 in order of k (float32), or to lane
-//           k % 32 / 2, the even k of each 32 first (bfloat16: two elements in 32 bits widen by a shift and a mask).
+// Numerics  fp32 fused multiply-adds. Element k of in_features adds to lane k % 16 in order of k (float32, float16), or to
+//           lane k % 32 / 2, the even k of each 32 first (bfloat16: two elements in 32 bits widen by a shift and a mask).
 //           Then the lanes' fixed tree, bias, one rounding. So an output's bits depend on its row of x and its row of
 //           weight alone, not on the tile they meet in, the number of rows or the threads
 #include <cstring>
@@ -26,11 +26,12 @@ constexpr int kPrefetchBytes = 2048;
 template <typename T, int kTokens>
 constexpr bool kPrefetch = kTokens > 1 || sizeof(T) == 2;
 
-// 64 bytes of a row are one vec16 of float32, or two of bfloat16.
+// 64 bytes of a row are one vec16 of float32, or two of 16 bits.
 template <typename T>
 constexpr int kStep = 64 / sizeof(T);
 LLAMBA_INLINE vec16 load_part(const float* p, int) { return load(p); }
 LLAMBA_INLINE vec16 load_part(const bfloat16* p, int part) { return part == 0 ? load_even(p) : load_odd(p); }
+LLAMBA_INLINE vec16 load_part(const float16* p, int part) { return load(p + part * kLanes); }
 
 template <typename T, int kRows, int kTokens>
 LLAMBA_INLINE void multiply_step(const T* const (&weight)[kRows], const T* const (&x)[kTokens], int64_t k,
@@ -118,8 +119,7 @@ void multiply_features(const llamba_skinny_linear_args& args, int64_t begin, int
 }  // namespace
 
 void skinny_linear_features(const llamba_skinny_linear_args& args, int64_t begin, int64_t end) {
-  if (args.dtype == LLAMBA_FLOAT32) return multiply_features<float>(args, begin, end);
-  multiply_features<bfloat16>(args, begin, end);
+  LLAMBA_SWITCH_DTYPE(args.dtype, T, multiply_features<T>(args, begin, end));
 }
 
 }  // namespace LLAMBA_ISA

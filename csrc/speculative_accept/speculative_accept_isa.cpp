@@ -176,14 +176,14 @@ void accept_read_rows(const llamba_speculative_accept_args& args, int64_t begin,
   for (int64_t row = begin; row < end; ++row) {
     const int64_t b = row / args.max_window, i = row % args.max_window;
     if (i >= args.ntokens[b]) continue;
-    rows[row] = args.dtype == LLAMBA_FLOAT32 ? read_row<float>(args, b, i) : read_row<bfloat16>(args, b, i);
+    LLAMBA_SWITCH_DTYPE(args.dtype, T, rows[row] = read_row<T>(args, b, i));
   }
 }
 
 double accept_probability(const llamba_speculative_accept_args& args, const AcceptRow& row, int64_t b, int64_t i,
                           int64_t token) {
-  const float logit = args.dtype == LLAMBA_FLOAT32 ? logits_row<float>(args, b, i)[token]
-                                                   : to_float(logits_row<bfloat16>(args, b, i)[token]);
+  float logit = 0.0f;
+  LLAMBA_SWITCH_DTYPE(args.dtype, T, logit = to_float(logits_row<T>(args, b, i)[token]));
   float lanes[kLanes];
   store(lanes, exponential(broadcast(logit), row.max, inverse_of(args.temperature)));
   return lanes[0] / row.sum;
@@ -191,8 +191,8 @@ double accept_probability(const llamba_speculative_accept_args& args, const Acce
 
 int64_t accept_sample(const llamba_speculative_accept_args& args, const AcceptRow& row, int64_t b, int64_t i,
                       bool rejected, double u) {
-  return args.dtype == LLAMBA_FLOAT32 ? sample<float>(args, row, b, i, rejected, u)
-                                      : sample<bfloat16>(args, row, b, i, rejected, u);
+  LLAMBA_SWITCH_DTYPE(args.dtype, T, return sample<T>(args, row, b, i, rejected, u));
+  return -1;  // no other dtype passes the check
 }
 
 }  // namespace LLAMBA_ISA

@@ -11,7 +11,7 @@ def gated_rms_norm(x, z, weight, eps, group_size, *, out=None):
     Computed in fp32 and rounded once. A row's bits depend on that row alone, not on the other rows. No gradient.
 
     Args:
-        x: (width), (rows, width) or (batch, ntokens, width), float32 or bfloat16. Last stride 1.
+        x: (width), (rows, width) or (batch, ntokens, width), float32, bfloat16 or float16. Last stride 1.
         z: as x, or None: v = x, which is plain RMSNorm when group_size is width.
         weight: (width), dtype of x.
         eps: float, positive.

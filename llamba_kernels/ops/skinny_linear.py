@@ -13,7 +13,8 @@ def skinny_linear(x, weight, bias=None, *, out=None):
     gradient.
 
     Args:
-        x: (in_features), (rows, in_features) or (batch, ntokens, in_features), float32 or bfloat16. Last stride 1.
+        x: (in_features), (rows, in_features) or (batch, ntokens, in_features), float32, bfloat16 or float16. Last
+            stride 1.
         weight: (out_features, in_features), dtype of x. Last stride 1.
         bias: (out_features), dtype of x, or None.
         out: as x with out_features, or None: a new tensor. Shares no memory with the inputs.

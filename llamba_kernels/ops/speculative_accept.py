@@ -18,7 +18,8 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
     The exponentials are fp32, the sums and comparisons double. No gradient.
 
     Args:
-        logits: (batch, max_window, vocab) float32 or bfloat16, the target's. Last stride 1. A masked token is -inf.
+        logits: (batch, max_window, vocab) float32, bfloat16 or float16, the target's. Last stride 1. A masked
+            token is -inf.
         drafts: (batch, max_window - 1) int64. Last stride 1.
         ntokens: (batch) int32, 1 to max_window: the inputs of each sequence; what lies beyond them is not read.
         draft_probs: (batch, max_window - 1, vocab) float32, the draft model's q, each row summing to 1 (not checked),
