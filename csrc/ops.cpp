@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
-      "Tensor(d!) out, int x_heads, int B_heads, int C_heads) -> ()");
+      "Tensor? parents, Tensor(d!) out, int x_heads, int B_heads, int C_heads, int fold_every) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(

@@ -33,8 +33,12 @@ class Mamba2Layer:
         """The positional arguments of mamba2_verify and of its reference."""
         return (xBC, dt, *self.parameters.values(), self.checkpoint, self.rows, self.dt_rows, self.cursor.table, slots)
 
-    def verify(self, xBC: Tensor, dt: Tensor, slots: Tensor, out: Tensor | None = None) -> Tensor:
-        return mamba2_verify(*self.arguments(xBC, dt, slots), **self.heads, out=out)
+    def verify(
+        self, xBC: Tensor, dt: Tensor, slots: Tensor, out: Tensor | None = None, parents: Tensor | None = None
+    ) -> Tensor:
+        fold_every = self.cursor.session.fold_every
+        arguments = self.arguments(xBC, dt, slots)
+        return mamba2_verify(*arguments, **self.heads, parents=parents, fold_every=fold_every, out=out)
 
     def tokens(self, *shape: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Random raw xBC and dt of shape (*shape, conv_dim) and (*shape, nheads)."""
@@ -54,6 +58,7 @@ def make_mamba2_layer(
     B_heads=1,
     C_heads=1,
     dtype=torch.float32,
+    checkpoint_dtype=torch.float32,
     bias=True,
     session: Session | None = None,
     generator: torch.Generator | None = None,
@@ -71,16 +76,10 @@ def make_mamba2_layer(
         "dt_bias": -7 + 5 * random(nheads) if bias else None,
     }
     heads = {"x_heads": x_heads, "B_heads": B_heads, "C_heads": C_heads}
-    return _with_buffers(parameters, heads, (nslots, nheads, headdim, dstate), dtype, session)
-
-
-def _with_buffers(parameters: dict, heads: dict, state: tuple, dtype: torch.dtype, session: Session) -> Mamba2Layer:
-    nslots, nheads = state[:2]
-    conv_dim = parameters["conv_weight"].shape[0]
     nan = float("nan")
     return Mamba2Layer(
         parameters=parameters,
-        checkpoint=torch.full(state, nan),
+        checkpoint=torch.full((nslots, nheads, headdim, dstate), nan, dtype=checkpoint_dtype),
         rows=torch.full((nslots, session.capacity, conv_dim), nan, dtype=dtype),
         dt_rows=torch.full((nslots, session.capacity, nheads), nan, dtype=dtype),
         cursor=Cursor(nslots, session),

@@ -289,7 +289,7 @@ REFUSALS = [
     (changed("dt", lambda t: t.bfloat16()), "dt must have the dtype of xBC, float32; got bfloat16"),
     (changed("rows", lambda t: t.bfloat16()), "rows must have the dtype of xBC, float32; got bfloat16"),
     (changed("dt_rows", lambda t: t.bfloat16()), "dt_rows must have the dtype of xBC, float32; got bfloat16"),
-    (changed("checkpoint", lambda t: t.bfloat16()), "checkpoint must be float32; got bfloat16"),
+    (changed("checkpoint", lambda t: t.double()), "checkpoint must be float32, bfloat16 or float16; got float64"),
     (changed("A", lambda t: t.double()), "A must be float32; got float64"),
     (changed("slots", lambda t: t.long()), "slots must be int32; got int64"),
     (changed("cursor", lambda t: t.long()), "cursor must be int32; got int64"),
@@ -371,5 +371,6 @@ def test_opcheck():
     layer.checkpoint.zero_(), layer.rows.zero_(), layer.dt_rows.zero_()
     layer.cursor.begin(int32(0), int32(3))
     out = torch.zeros(1, 3, 8, 64)
-    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), out, *layer.heads.values())
+    parents = torch.tensor([[-1, 0, 0]], dtype=torch.int32)
+    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), parents, out, *layer.heads.values(), 4)
     torch.library.opcheck(torch.ops.llamba.mamba2_verify.default, args)

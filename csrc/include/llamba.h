@@ -110,8 +110,10 @@ LLAMBA_API int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, 
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype;         /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
-  int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
+  llamba_dtype dtype;            /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
+  llamba_dtype checkpoint_dtype; /* 16 bits: the running state is rounded after every token fold_every, 2 fold_every, ... */
+  int32_t fold_every;            /* W of the session; with a float32 checkpoint only checked */
+  int32_t batch, max_ntokens;    /* max_ntokens >= ntokens of every slot */
   int32_t nheads, headdim;
   int32_t dstate;                    /* a multiple of 16 up to 256 */
   int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */
@@ -125,7 +127,7 @@ typedef struct {
   const float* A;        /* [nheads], negative: -exp(A_log) */
   const float* D;        /* [nheads] or NULL: zero */
   const float* dt_bias;  /* [nheads] or NULL: zero */
-  float* checkpoint;     /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
+  void* checkpoint;      /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
   int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
   void* rows; /* [nslots, capacity, conv_dim], in/out: the new tokens' rows are written */
   int64_t rows_stride_slot, rows_stride_row;
@@ -133,7 +135,11 @@ typedef struct {
   int64_t dt_rows_stride_slot, dt_rows_stride_row;
   llamba_cursor cursor; /* read: every slot must have an open step */
   const int32_t* slots; /* [batch], unique; < 0: padding */
-  void* out;            /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
+  /* [batch, max_ntokens]: token i of a step follows token parents[i] < i of it, or the committed tokens if that is -1.
+   * NULL: token i follows token i - 1. */
+  const int32_t* parents;
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
   int64_t out_stride_batch, out_stride_token, out_stride_head;
 } llamba_mamba2_verify_args;
 

@@ -22,8 +22,9 @@ const float* head_parameter(const char* name, const Tensor& tensor, int64_t nhea
 void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weight,
                    const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
                    const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
-                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& out, int64_t x_heads,
-                   int64_t B_heads, int64_t C_heads) {
+                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots,
+                   const std::optional<Tensor>& parents, const Tensor& out, int64_t x_heads, int64_t B_heads,
+                   int64_t C_heads, int64_t fold_every) {
   llamba_mamba2_verify_args args{sizeof(args)};
   args.dtype = CHECK_FLOATING(xBC);
   CHECK_DIM(xBC, 3, 3);
@@ -39,6 +40,7 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   CHECK_RANGE(B_heads, 1, kMost);
   CHECK_RANGE(C_heads, 1, kMost);
   CHECK_RANGE(width, 2, 4);
+  CHECK_RANGE(fold_every, 1, kMost);
   const int64_t expected_conv_dim = x_heads * headdim + (B_heads + C_heads) * dstate;
   check_shape(kOp, "xBC", xBC, "(batch, max_ntokens, x_heads * headdim + (B_heads + C_heads) * dstate)",
               {batch, max_ntokens, expected_conv_dim});
@@ -62,7 +64,7 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   if (D.has_value()) args.D = head_parameter("D", *D, nheads, xBC);
   if (dt_bias.has_value()) args.dt_bias = head_parameter("dt_bias", *dt_bias, nheads, xBC);
 
-  CHECK_DTYPE(checkpoint, Float);
+  args.checkpoint_dtype = CHECK_FLOATING(checkpoint);
   CHECK_STRIDE(checkpoint, -1, 1);
   CHECK_SAME_DEVICE(checkpoint, xBC);
   CHECK_DTYPE(cursor, Int);
@@ -83,6 +85,14 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   CHECK_DTYPE(slots, Int);
   CHECK_STRIDE(slots, -1, 1);
   CHECK_SAME_DEVICE(slots, xBC);
+  if (parents.has_value()) {
+    CHECK_SHAPE(*parents, batch, max_ntokens);
+    CHECK_DTYPE(*parents, Int);
+    CHECK_STRIDE(*parents, -1, 1);
+    CHECK_SAME_DEVICE(*parents, xBC);
+    args.parents = static_cast<const int32_t*>(parents->const_data_ptr());
+    args.parents_stride_batch = parents->stride(0);
+  }
   CHECK_SHAPE(out, batch, max_ntokens, nheads, headdim);
   CHECK_SAME_DTYPE(out, xBC);
   CHECK_STRIDE(out, -1, 1);
@@ -101,6 +111,7 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   args.x_heads = static_cast<int32_t>(x_heads);
   args.B_heads = static_cast<int32_t>(B_heads);
   args.C_heads = static_cast<int32_t>(C_heads);
+  args.fold_every = static_cast<int32_t>(fold_every);
   args.xBC = xBC.const_data_ptr();
   args.xBC_stride_batch = xBC.stride(0);
   args.xBC_stride_token = xBC.stride(1);
@@ -110,7 +121,7 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   args.conv_weight = conv_weight.const_data_ptr();
   args.conv_weight_stride_channel = conv_weight.stride(0);
   args.conv_weight_stride_tap = conv_weight.stride(1);
-  args.checkpoint = static_cast<float*>(checkpoint.mutable_data_ptr());
+  args.checkpoint = checkpoint.mutable_data_ptr();
   args.checkpoint_stride_slot = checkpoint.stride(0);
   args.checkpoint_stride_head = checkpoint.stride(1);
   args.checkpoint_stride_dim = checkpoint.stride(2);
