@@ -13,7 +13,10 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "cursor_begin(Tensor(a!) cursor, Tensor slots, Tensor ntokens, int width, int fold_every, int max_rollback, "
       "int max_window) -> ()");
-  m.def("cursor_commit(Tensor(a!) cursor, Tensor slots, Tensor accepted, int width) -> ()");
+  m.def("cursor_commit(Tensor(a!) cursor, Tensor slots, Tensor accepted, Tensor? path, int width) -> ()");
+  m.def(
+      "cursor_rollback(Tensor(a!) cursor, Tensor slots, Tensor n, int width, int fold_every, int max_rollback, "
+      "int max_window) -> ()");
   m.def(
       "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
@@ -29,6 +32,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("cursor_reset", TORCH_BOX(&llamba::cursor_reset));
   m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
+  m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
@@ -39,6 +43,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("cursor_reset", TORCH_BOX(&llamba::cursor_reset));
   m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
+  m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
 }
 
 // The CPU library has no threads of its own: it uses torch's pool.

@@ -15,7 +15,10 @@ void cursor_reset(const Tensor& cursor, const Tensor& slots, const std::optional
                   int64_t fold_every, int64_t max_rollback, int64_t max_window);
 void cursor_begin(const Tensor& cursor, const Tensor& slots, const Tensor& ntokens, int64_t width, int64_t fold_every,
                   int64_t max_rollback, int64_t max_window);
-void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, int64_t width);
+void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, const std::optional<Tensor>& path,
+                   int64_t width);
+void cursor_rollback(const Tensor& cursor, const Tensor& slots, const Tensor& n, int64_t width, int64_t fold_every,
+                     int64_t max_rollback, int64_t max_window);
 void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weight,
                    const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
                    const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,

@@ -60,8 +60,11 @@ class Cursor:
     def begin(self, slots: Tensor, ntokens: Tensor) -> None:
         ops.cursor_begin(self.table, slots, ntokens, **self._constants)
 
-    def commit(self, slots: Tensor, accepted: Tensor) -> None:
-        ops.cursor_commit(self.table, slots, accepted, width=self.session.width)
+    def commit(self, slots: Tensor, accepted: Tensor, path: Tensor | None = None) -> None:
+        ops.cursor_commit(self.table, slots, accepted, path, width=self.session.width)
+
+    def rollback(self, slots: Tensor, n: Tensor) -> None:
+        ops.cursor_rollback(self.table, slots, n, **self._constants)
 
     def position(self, slot: int) -> int:
         return int(self.table[slot, 0])

@@ -78,11 +78,14 @@ def test_cuda_library_loads_without_a_driver_and_refuses_by_a_sentence():
             ("capacity", ctypes.c_int32),
             ("slots", ctypes.c_void_p),
             ("accepted", ctypes.c_void_p),
+            ("path", ctypes.c_void_p),
+            ("path_stride_batch", ctypes.c_int64),
+            ("path_length", ctypes.c_int64),
             ("batch", ctypes.c_int64),
         ]
 
     batch = 0 if torch.cuda.is_available() else 1
-    args = Commit(ctypes.sizeof(Commit), None, 1, 20, 4, 13, None, None, batch)
+    args = Commit(ctypes.sizeof(Commit), None, 1, 20, 4, 13, None, None, None, 0, 0, batch)
     status = library.llamba_cursor_commit_cuda(ctypes.byref(args), None)
     if torch.cuda.is_available():
         assert status == 0

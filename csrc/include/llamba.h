@@ -95,25 +95,40 @@ typedef struct {
   llamba_cursor cursor;    /* written */
   const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
   const int32_t* accepted; /* [batch] input tokens that stay, 0 to ntokens */
+  const int32_t* path;     /* [batch, >= accepted] which tokens stay, ascending; NULL: 0, 1, 2, ... */
+  int64_t path_stride_batch;
+  int64_t path_length; /* entries of a path; at least accepted */
   int64_t batch;
 } llamba_cursor_commit_args;
+
+typedef struct {
+  size_t size;
+  llamba_cursor cursor; /* written: position, live */
+  const int32_t* slots; /* [batch], unique; < 0: padding, skipped */
+  const int32_t* n;     /* [batch] committed tokens to take back, 0 to min(max_rollback, live) */
+  int64_t batch;
+  llamba_session session;
+} llamba_cursor_rollback_args;
 
 LLAMBA_API int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args);
 LLAMBA_API int llamba_cursor_begin_cpu(const llamba_cursor_begin_args* args);
 LLAMBA_API int llamba_cursor_commit_cpu(const llamba_cursor_commit_args* args);
+LLAMBA_API int llamba_cursor_rollback_cpu(const llamba_cursor_rollback_args* args);
 LLAMBA_API int llamba_cursor_reset_cuda(const llamba_cursor_reset_args* args, void* stream);
 LLAMBA_API int llamba_cursor_begin_cuda(const llamba_cursor_begin_args* args, void* stream);
 LLAMBA_API int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, void* stream);
+LLAMBA_API int llamba_cursor_rollback_cuda(const llamba_cursor_rollback_args* args, void* stream);
 
 /* ---- mamba2_verify: conv + SSM of a Mamba-2 layer for the open step ------------------------------------------
  * Dimensions without a stride are dense. What is written overlaps nothing else. The cursor is only read. */
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype;            /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
-  llamba_dtype checkpoint_dtype; /* 16 bits: the running state is rounded after every token fold_every, 2 fold_every, ... */
-  int32_t fold_every;            /* W of the session; with a float32 checkpoint only checked */
-  int32_t batch, max_ntokens;    /* max_ntokens >= ntokens of every slot */
+  llamba_dtype dtype; /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
+  llamba_dtype
+      checkpoint_dtype; /* 16 bits: the running state is rounded after every token fold_every, 2 fold_every, ... */
+  int32_t fold_every;   /* W of the session; with a float32 checkpoint only checked */
+  int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
   int32_t nheads, headdim;
   int32_t dstate;                    /* a multiple of 16 up to 256 */
   int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */

@@ -1,6 +1,6 @@
 """The operators, one file each; each is also torch.ops.llamba.<name> with its outputs as arguments."""
 
-from .cursor import cursor_begin, cursor_commit, cursor_reset
+from .cursor import cursor_begin, cursor_commit, cursor_reset, cursor_rollback
 from .gated_rms_norm import gated_rms_norm
 from .mamba2_verify import mamba2_verify
 from .skinny_linear import skinny_linear
@@ -10,6 +10,7 @@ __all__ = [
     "cursor_begin",
     "cursor_commit",
     "cursor_reset",
+    "cursor_rollback",
     "gated_rms_norm",
     "mamba2_verify",
     "skinny_linear",
