@@ -21,6 +21,14 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
       "Tensor? parents, Tensor(d!) out, int x_heads, int B_heads, int C_heads, int fold_every) -> ()");
+  m.def(
+      "materialize(Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? dt_bias, Tensor checkpoint, Tensor rows, "
+      "Tensor dt_rows, Tensor cursor, Tensor slots, Tensor(a!) state, Tensor(b!) tail, int x_heads, int B_heads, "
+      "int C_heads, int fold_every) -> ()");
+  m.def(
+      "state_import(Tensor state, Tensor tail, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor cursor, Tensor slots) "
+      "-> ()");
+  m.def("slot_copy(Tensor(a!) cursor, Tensor(b!)[] states, Tensor(c!)[] kv, Tensor src, Tensor dst, int width) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
@@ -34,6 +42,9 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
   m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
+  m.impl("materialize", TORCH_BOX(&llamba::materialize));
+  m.impl("state_import", TORCH_BOX(&llamba::state_import));
+  m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));

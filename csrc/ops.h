@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace llamba {
 
@@ -25,6 +26,14 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
                    const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots,
                    const std::optional<Tensor>& parents, const Tensor& out, int64_t x_heads, int64_t B_heads,
                    int64_t C_heads, int64_t fold_every);
+void materialize(const Tensor& conv_weight, const std::optional<Tensor>& conv_bias, const Tensor& A,
+                 const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
+                 const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& state,
+                 const Tensor& tail, int64_t x_heads, int64_t B_heads, int64_t C_heads, int64_t fold_every);
+void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpoint, const Tensor& rows,
+                  const Tensor& cursor, const Tensor& slots);
+void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const std::vector<Tensor>& kv,
+               const Tensor& src, const Tensor& dst, int64_t width);
 void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tensor& weight, double eps,
                     int64_t group_size, const Tensor& out);
 void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);

@@ -183,7 +183,8 @@ void check_stride(const char* op, const char* name, const Tensor& tensor, int64_
 
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
-  refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, " to ", most, "; got ", value);
+  const std::string most_text = least == most ? "" : " to " + std::to_string(most);
+  refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, most_text, "; got ", value);
 }
 
 void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,

@@ -160,6 +160,80 @@ typedef struct {
 
 LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
 
+/* ---- materialize: the state of a Mamba-2 layer at the current position, without changing anything ----------------
+ * Fields as in llamba_mamba2_verify_args. No slot may have an open step. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype, checkpoint_dtype;
+  int32_t fold_every;
+  int32_t batch, nheads, headdim, dstate;
+  int32_t x_heads, B_heads, C_heads;
+  const void* conv_weight;
+  int64_t conv_weight_stride_channel, conv_weight_stride_tap;
+  const void* conv_bias; /* or NULL */
+  const float* A;
+  const float* dt_bias; /* or NULL */
+  const void* checkpoint;
+  int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
+  const void* rows;
+  int64_t rows_stride_slot, rows_stride_row;
+  const void* dt_rows;
+  int64_t dt_rows_stride_slot, dt_rows_stride_row;
+  llamba_cursor cursor; /* read */
+  const int32_t* slots; /* [batch], unique; < 0: padding */
+  float* state;         /* [batch, nheads, headdim, dstate], written; zero for padding */
+  int64_t state_stride_batch, state_stride_head, state_stride_dim;
+  void* tail; /* [batch, width-1, conv_dim] raw rows before the position, oldest first, written; zero where none */
+  int64_t tail_stride_batch, tail_stride_row;
+} llamba_materialize_args;
+
+LLAMBA_API int llamba_materialize_cpu(const llamba_materialize_args* args);
+
+/* ---- state_import: what materialize gave, into slots that cursor_reset(prompt = position, fold_every 1,
+ * max_rollback 0) has prepared ------------------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype, checkpoint_dtype; /* of tail and rows, and of the checkpoint */
+  int32_t batch, nheads, headdim, dstate, conv_dim;
+  const float* state; /* [batch, nheads, headdim, dstate] */
+  int64_t state_stride_batch, state_stride_head, state_stride_dim;
+  const void* tail; /* [batch, width-1, conv_dim] */
+  int64_t tail_stride_batch, tail_stride_row;
+  void* checkpoint; /* [nslots, nheads, headdim, dstate], written: rounded to its dtype; not for a slot at position 0 */
+  int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
+  void* rows; /* [nslots, capacity, conv_dim], written: the rows of the conv tail */
+  int64_t rows_stride_slot, rows_stride_row;
+  llamba_cursor cursor; /* read: no slot may have an open step or live rows */
+  const int32_t* slots; /* [batch], unique; < 0: padding */
+} llamba_state_import_args;
+
+LLAMBA_API int llamba_state_import_cpu(const llamba_state_import_args* args);
+
+/* ---- slot_copy: slots of a cursor with everything that its layers keep for them ----------------------------------- */
+
+#define LLAMBA_MAX_DIMS 8
+typedef struct {
+  void* data; /* [nslots, ...] */
+  int32_t element_size;
+  int32_t ndim; /* 1 to LLAMBA_MAX_DIMS */
+  int64_t sizes[LLAMBA_MAX_DIMS], strides[LLAMBA_MAX_DIMS];
+  int32_t token_dim; /* only the first `position` entries of this dimension are copied; -1: all */
+} llamba_slot_buffer;
+
+typedef struct {
+  size_t size;
+  llamba_cursor cursor;              /* written */
+  const llamba_slot_buffer* buffers; /* [nbuffers], written */
+  int64_t nbuffers;
+  const int32_t* src; /* [batch]; < 0: padding, skipped */
+  const int32_t* dst; /* [batch], unique, none of them a source */
+  int64_t batch;
+} llamba_slot_copy_args;
+
+LLAMBA_API int llamba_slot_copy_cpu(const llamba_slot_copy_args* args);
+
 /* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
 
 typedef struct {

@@ -27,7 +27,8 @@ struct Mamba2Sequence {
   bool fresh;  // the checkpoint reads as zero
   int32_t nbranches;
   const Mamba2Token* tokens;  // [live + ntokens]
-  float* state;               // [nheads, headdim, dstate] dense, receives the last token's state; or nullptr
+  float* state;               // [nheads, headdim, dstate], receives the last token's state; or nullptr
+  int64_t state_stride_head, state_stride_dim;
 };
 
 // Dims of a head are cut into blocks of sixteen: the work items of the parallel loop.

@@ -226,8 +226,8 @@ void scan_tile(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequ
     }
   }
   if (sequence.state) {
-    const int64_t row_idx = int64_t{head} * args.headdim + dim;
-    tile.store_to(sequence.state + row_idx * args.dstate + column, args.dstate);
+    float* state = sequence.state + head * sequence.state_stride_head + dim * sequence.state_stride_dim + column;
+    tile.store_to(state, sequence.state_stride_dim);
   }
 }
 
