@@ -14,7 +14,7 @@ constexpr int64_t kElementsPerPiece = 1 << 18;
 // Floats of one thread's scratch; see Scratch in mamba2_verify_isa.cpp.
 int64_t scratch_floats(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence) {
   const int64_t ntotal = sequence.live + sequence.ntokens, headdim = (args.headdim + kBlock - 1) / kBlock * kBlock;
-  return ntotal * (headdim + args.dstate + kBlock + 2) + 2 * 16 +
+  return ntotal * (kInputFloats + headdim + args.dstate + kBlock + 2) + 2 * 16 +
          sequence.ntokens * (int64_t{args.dstate} + kBlock * 16) + sequence.nbranches * int64_t{kBlock} * 16;
 }
 

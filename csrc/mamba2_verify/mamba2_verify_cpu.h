@@ -33,6 +33,9 @@ struct Mamba2Sequence {
 
 // Dims of a head are cut into blocks of sixteen: the work items of the parallel loop.
 constexpr int32_t kBlock = 16;
+// Floats of scratch that hold a token's pointers, so that what follows them is still aligned to whole vectors.
+constexpr int32_t kInputFloats = 16;
+static_assert(kMaxWidth * sizeof(void*) <= kInputFloats * sizeof(float), "a token's pointers must fit");
 
 // Blocks [begin, end) of (head, block of dims): conv, scan, outputs; stores the new tokens' rows. scratch: 64-byte
 // aligned.

@@ -23,23 +23,28 @@ constexpr int kTileVecs = kNativeLanes == 16 ? 16 : kNativeLanes == 8 ? 4 : 2;
 constexpr int kPrefetchBytes = 4096;
 
 struct Scratch {
-  float* x;         // [ntotal, x_stride] conv outputs of the current x head
-  float* B;         // [ntotal, dstate]
-  float* C;         // [ntokens, dstate]
-  float* dtx;       // [ntotal, kBlock] dt x of the current block
-  float* products;  // [ntokens, kBlock, kLanes] state times C, not yet summed over the lanes
-  float* branches;  // [nbranches, kTileVecs, kLanes]
-  float* dt;        // [ntotal] and up to a whole vector
-  float* decay;     // [ntotal] and up to a whole vector
+  const void** inputs;  // [ntotal, width] see find_inputs
+  float* x;             // [ntotal, x_stride] conv outputs of the current x head
+  float* B;             // [ntotal, dstate]
+  float* C;             // [ntokens, dstate]
+  float* dtx;           // [ntotal, kBlock] dt x of the current block
+  float* products;      // [ntokens, kBlock, kLanes] state times C, not yet summed over the lanes
+  float* branches;      // [nbranches, kTileVecs, kLanes]
+  float* dt;            // [ntotal] and up to a whole vector
+  float* decay;         // [ntotal] and up to a whole vector
 };
 
 // ---- conv ----
 
-// Taps of sixteen channels, one vector per tap.
+// Taps of sixteen channels, one vector per tap. next: how many channels further on the next ones are.
 template <typename T, int kWidth>
-LLAMBA_INLINE void load_taps(const llamba_mamba2_verify_args& args, int32_t channel, int lanes, vec16 (&taps)[kWidth]) {
+LLAMBA_INLINE void load_taps(const llamba_mamba2_verify_args& args, int32_t channel, int lanes, int32_t next,
+                             vec16 (&taps)[kWidth]) {
   const T* weight = static_cast<const T*>(args.conv_weight) + channel * args.conv_weight_stride_channel;
   if (kWidth == 4 && lanes == kLanes && args.conv_weight_stride_channel == 4 && args.conv_weight_stride_tap == 1) {
+    for (int line = 0; line < kWidth; ++line) {
+      __builtin_prefetch(weight + next * kWidth + line * kLanes);  // see conv
+    }
     load_columns(weight, taps[0], taps[1], taps[kWidth - 2], taps[kWidth - 1]);
     return;
   }
@@ -52,32 +57,42 @@ LLAMBA_INLINE void load_taps(const llamba_mamba2_verify_args& args, int32_t chan
   }
 }
 
+// Where each token's conv finds its raw inputs, oldest first; nullptr: zero.
+template <typename T>
+void find_inputs(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void** inputs) {
+  const T* slot_rows = static_cast<const T*>(args.rows) + sequence.slot * args.rows_stride_slot;
+  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch;
+  for (int32_t t = 0; t < sequence.live + sequence.ntokens; ++t) {
+    for (int32_t tap = 0; tap < args.cursor.width; ++tap) {
+      const int32_t row = sequence.tokens[t].window[tap];
+      inputs[t * args.cursor.width + tap] = row == kZeroRow ? nullptr
+                                            : row >= 0      ? slot_rows + row * args.rows_stride_row
+                                                            : new_tokens + (-2 - row) * args.xBC_stride_token;
+    }
+  }
+}
+
 // Conv outputs of `channels` channels for tokens first, first + 1, ...; out [tokens, stride]. Lanes beyond `channels`
 // in the last vector are zero.
 template <typename T, int kWidth>
-void conv(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t channel, int32_t channels,
-          int32_t first, float* out, int64_t stride) {
-  const T* slot_rows = static_cast<const T*>(args.rows) + sequence.slot * args.rows_stride_slot;
-  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch;
+void conv(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void* const* inputs,
+          int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
   const T* bias = static_cast<const T*>(args.conv_bias);
   for (int32_t offset = 0; offset < channels; offset += kLanes) {
     const int lanes = lanes_left(channels - offset);
     const int32_t at = channel + offset;
     vec16 taps[kWidth];
-    load_taps<T, kWidth>(args, at, lanes, taps);
+    load_taps<T, kWidth>(args, at, lanes, channels, taps);
     const vec16 start = bias ? load_first(bias + at, lanes) : broadcast(0.0f);
     for (int32_t t = first; t < sequence.live + sequence.ntokens; ++t) {
-      const int32_t* window = sequence.tokens[t].window;
       vec16 y = start;
+#pragma GCC unroll 4
       for (int tap = 0; tap < kWidth; ++tap) {
-        const int32_t row = window[tap];
-        if (row == kZeroRow) {
-          y = fma(taps[tap], broadcast(0.0f), y);
-        } else {
-          const T* input =
-              row >= 0 ? slot_rows + row * args.rows_stride_row : new_tokens + (-2 - row) * args.xBC_stride_token;
-          y = fma(taps[tap], load_first(input + at, lanes), y);
-        }
+        const T* input = static_cast<const T*>(inputs[t * kWidth + tap]);
+        const vec16 value = input ? load_first(input + at, lanes) : broadcast(0.0f);
+        // the next head's channels, a whole scan from now: too many streams for the processor to foresee
+        if (tap + 1 == kWidth || t == first) __builtin_prefetch(input + at + channels);
+        y = fma(taps[tap], value, y);
       }
       store(out + (t - first) * stride + offset, rounded_to<T>(silu(y)));
     }
@@ -85,12 +100,12 @@ void conv(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence,
 }
 
 template <typename T>
-void conv_any(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t channel, int32_t channels,
-              int32_t first, float* out, int64_t stride) {
+void conv_any(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void* const* inputs,
+              int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
   switch (args.cursor.width) {
-    case 2: return conv<T, 2>(args, sequence, channel, channels, first, out, stride);
-    case 3: return conv<T, 3>(args, sequence, channel, channels, first, out, stride);
-    default: return conv<T, kMaxWidth>(args, sequence, channel, channels, first, out, stride);
+    case 2: return conv<T, 2>(args, sequence, inputs, channel, channels, first, out, stride);
+    case 3: return conv<T, 3>(args, sequence, inputs, channel, channels, first, out, stride);
+    default: return conv<T, kMaxWidth>(args, sequence, inputs, channel, channels, first, out, stride);
   }
 }
 
@@ -134,6 +149,20 @@ template <int kRows, int kVecs>
 struct Tile {
   vec16 state[kRows][kVecs];
 
+  LLAMBA_INLINE void clear() {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) state[r][v] = broadcast(0.0f);
+    }
+  }
+  LLAMBA_INLINE void load_branch(const float* p) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) state[r][v] = load(p + (r * kVecs + v) * kLanes);
+    }
+  }
   template <typename S>
   LLAMBA_INLINE void load_from(const S* p, int64_t row_stride) {
 #pragma GCC unroll 16
@@ -187,63 +216,63 @@ struct Tile {
   }
 };
 
-// Takes kRows state rows from `dim` of a head on, columns column to column + 16 kVecs, through all tokens. row: of the
-// block, where dtx and products are.
-template <typename S, int kRows, int kVecs>
-void scan_tile(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
-               int32_t head, int32_t dim, int row, int32_t column) {
+// Takes state rows `row` to `rows` of a block, kRows at a time, columns column to column + 16 kVecs, through all tokens.
+// Returns the first row that is left. kTree: some token starts from a branch state.
+template <typename S, int kRows, int kVecs, bool kTree>
+int scan_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
+              int32_t head, int32_t dim, int row, int rows, int32_t column) {
   constexpr int64_t kTileFloats = int64_t{kRows} * kVecs * kLanes;
+  const int32_t live = sequence.live, ntotal = sequence.live + sequence.ntokens, fold = sequence.fold;
+  const int64_t row_stride = args.checkpoint_stride_dim, dstate = args.dstate;
+  const Mamba2Token* tokens = sequence.tokens;
   S* checkpoint = static_cast<S*>(args.checkpoint) + sequence.slot * args.checkpoint_stride_slot +
-                  head * args.checkpoint_stride_head + dim * args.checkpoint_stride_dim + column;
-  Tile<kRows, kVecs> tile;
-  if (sequence.fresh) {  // its checkpoint is not read at all: it may hold NaN
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) tile.state[r][v] = broadcast(0.0f);
+                  head * args.checkpoint_stride_head + dim * row_stride + column;
+  for (; row + kRows <= rows; row += kRows) {
+    S* tile_rows = checkpoint + row * row_stride;
+    Tile<kRows, kVecs> tile;
+    if (sequence.fresh) {  // its checkpoint is not read at all: it may hold NaN
+      tile.clear();
+    } else {
+      tile.load_from(tile_rows, row_stride);
     }
-  } else {
-    tile.load_from(checkpoint, args.checkpoint_stride_dim);
-  }
-  for (int32_t t = 0; t < sequence.live + sequence.ntokens; ++t) {
-    const Mamba2Token& token = sequence.tokens[t];
-    if (token.save >= 0) tile.store_to(scratch.branches + token.save * kTileFloats, kVecs * kLanes);
-    if (token.load >= 0) {
-      const float* branch = scratch.branches + token.load * kTileFloats;
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-        for (int v = 0; v < kVecs; ++v) tile.state[r][v] = load(branch + (r * kVecs + v) * kLanes);
-      }
+    const float* dtx = scratch.dtx + row;
+    const float* B = scratch.B + column;
+    const auto advance = [&](int32_t t) __attribute__((always_inline)) {
+      if (kTree && tokens[t].save >= 0) tile.store_to(scratch.branches + tokens[t].save * kTileFloats, kVecs * kLanes);
+      if (kTree && tokens[t].load >= 0) tile.load_branch(scratch.branches + tokens[t].load * kTileFloats);
+      tile.step(dtx, B, scratch.decay[t]);
+      if (sizeof(S) == 2 && tokens[t].round) tile.template round_to<S>();
+      dtx += kBlock;
+      B += dstate;
+    };
+    for (int32_t t = 0; t < fold; ++t) advance(t);
+    if (fold > 0) tile.store_to(tile_rows, row_stride);
+    for (int32_t t = fold; t < live; ++t) advance(t);
+    const float* C = scratch.C + column;
+    float* products = scratch.products + row * kLanes;
+    for (int32_t t = live; t < ntotal; ++t, C += dstate, products += kBlock * kLanes) {
+      advance(t);
+      tile.multiply(C, column == 0, products);
     }
-    tile.step(scratch.dtx + t * kBlock + row, scratch.B + t * int64_t{args.dstate} + column, scratch.decay[t]);
-    if (sizeof(S) == 2 && token.round) tile.template round_to<S>();
-    if (t + 1 == sequence.fold) tile.store_to(checkpoint, args.checkpoint_stride_dim);
-    const int32_t i = t - sequence.live;
-    if (i >= 0) {
-      tile.multiply(scratch.C + i * int64_t{args.dstate} + column, column == 0,
-                    scratch.products + (i * kBlock + row) * kLanes);
+    if (sequence.state) {
+      float* state =
+          sequence.state + head * sequence.state_stride_head + (dim + row) * sequence.state_stride_dim + column;
+      tile.store_to(state, sequence.state_stride_dim);
     }
   }
-  if (sequence.state) {
-    float* state = sequence.state + head * sequence.state_stride_head + dim * sequence.state_stride_dim + column;
-    tile.store_to(state, sequence.state_stride_dim);
-  }
+  return row;
 }
 
 // All rows of a block, kVecs vectors of dstate wide from `column` on; what is left of dstate goes to narrower tiles.
-template <typename S, int kVecs>
+template <typename S, int kVecs, bool kTree>
 void scan_columns(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
                   int32_t head, int32_t dim, int rows, int32_t column) {
   constexpr int kRows = kTileVecs / kVecs;
   for (; column + kVecs * kLanes <= args.dstate; column += kVecs * kLanes) {
-    int row = 0;
-    for (; row + kRows <= rows; row += kRows) {
-      scan_tile<S, kRows, kVecs>(args, sequence, scratch, head, dim + row, row, column);
-    }
-    for (; row < rows; ++row) scan_tile<S, 1, kVecs>(args, sequence, scratch, head, dim + row, row, column);
+    const int row = scan_rows<S, kRows, kVecs, kTree>(args, sequence, scratch, head, dim, 0, rows, column);
+    if (kRows > 1) scan_rows<S, 1, kVecs, kTree>(args, sequence, scratch, head, dim, row, rows, column);
   }
-  if constexpr (kVecs > 1) scan_columns<S, kVecs / 2>(args, sequence, scratch, head, dim, rows, column);
+  if constexpr (kVecs > 1) scan_columns<S, kVecs / 2, kTree>(args, sequence, scratch, head, dim, rows, column);
 }
 
 template <typename T>
@@ -265,7 +294,8 @@ void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seq
   const int32_t ntotal = sequence.live + sequence.ntokens, blocks = (args.headdim + kBlock - 1) / kBlock;
   const int64_t x_stride = int64_t{blocks} * kBlock;
   Scratch scratch;
-  scratch.x = floats;
+  scratch.inputs = reinterpret_cast<const void**>(floats);
+  scratch.x = floats + int64_t{ntotal} * kInputFloats;
   scratch.B = scratch.x + ntotal * x_stride;
   scratch.C = scratch.B + int64_t{ntotal} * args.dstate;
   scratch.dtx = scratch.C + int64_t{sequence.ntokens} * args.dstate;
@@ -277,21 +307,24 @@ void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seq
   const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
                 heads_per_C = args.nheads / args.C_heads;
   const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
+  find_inputs<T>(args, sequence, scratch.inputs);
   int32_t x_head = -1, B_head = -1, C_head = -1, dt_head = -1;  // what the scratch holds
   for (int64_t item = begin; item < end; ++item) {
     const int32_t head = static_cast<int32_t>(item / blocks), dim = static_cast<int32_t>(item % blocks) * kBlock;
     const int rows = args.headdim - dim < kBlock ? args.headdim - dim : kBlock;
     if (x_head != head / heads_per_x) {
       x_head = head / heads_per_x;
-      conv_any<T>(args, sequence, x_head * args.headdim, args.headdim, 0, scratch.x, x_stride);
+      conv_any<T>(args, sequence, scratch.inputs, x_head * args.headdim, args.headdim, 0, scratch.x, x_stride);
     }
     if (B_head != head / heads_per_B) {
       B_head = head / heads_per_B;
-      conv_any<T>(args, sequence, B_channel + B_head * args.dstate, args.dstate, 0, scratch.B, args.dstate);
+      conv_any<T>(args, sequence, scratch.inputs, B_channel + B_head * args.dstate, args.dstate, 0, scratch.B,
+                  args.dstate);
     }
     if (C_head != head / heads_per_C) {
       C_head = head / heads_per_C;
-      conv_any<T>(args, sequence, C_channel + C_head * args.dstate, args.dstate, sequence.live, scratch.C, args.dstate);
+      conv_any<T>(args, sequence, scratch.inputs, C_channel + C_head * args.dstate, args.dstate, sequence.live,
+                  scratch.C, args.dstate);
     }
     if (dt_head != head) {
       dt_head = head;
@@ -308,8 +341,13 @@ void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seq
       store(scratch.dtx + t * kBlock, mul(broadcast(scratch.dt[t]), load(scratch.x + t * x_stride + dim)));
     }
     constexpr int kMostVecs = kTileVecs < 8 ? kTileVecs : 8;
-    LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
-                        scan_columns<S, kMostVecs>(args, sequence, scratch, head, dim, rows, 0));
+    if (sequence.nbranches > 0) {
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
+                          scan_columns<S, kMostVecs, true>(args, sequence, scratch, head, dim, rows, 0));
+    } else {
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
+                          scan_columns<S, kMostVecs, false>(args, sequence, scratch, head, dim, rows, 0));
+    }
     if (sequence.ntokens > 0) write_outputs<T>(args, sequence, scratch, scratch.x + dim, x_stride, head, dim, rows);
   }
 }
