@@ -20,20 +20,22 @@ namespace LLAMBA_ISA {
 namespace {
 
 // The accumulators of a tile, its weight vectors and one vector of x must fit the registers (AVX-512: 32 of 16 floats).
+// The processor's own prefetching falls behind where a step takes long, and stops where a row ends. So a tile that reads
+// weight from memory fetches so many bytes ahead in each row, and in its last steps the beginning of rows to come.
 struct TileShape {
-  int features, tokens;
+  int features, tokens, bytes_ahead;
 };
 constexpr bool kWide = kNativeLanes == 16;
-constexpr TileShape kFew = kWide ? TileShape{6, 4} : TileShape{6, 1};
-constexpr TileShape kMany = kWide ? TileShape{3, 8} : TileShape{2, 2};
+constexpr TileShape kFew = kWide ? TileShape{6, 4, 2048} : TileShape{6, 1, 2048};
+constexpr TileShape kMany = kWide ? TileShape{3, 8, 3072} : TileShape{2, 2, 3072};
 
 constexpr int kBlock = 48;      // features: whole tiles of either shape, whole vectors of outputs
 constexpr int kMaxTokens = 64;  // accumulators of kBlock x kMaxTokens take 192 KiB of the stack and of the second cache
-constexpr int kBlockBytes = 4096;
+constexpr int kBlockBytes = 4096;  // of each row: 8 rows of x take 32 of the nearest cache's 48 KiB
 
-// The processor's own prefetching falls behind where a step takes long, and stops where a row ends. So a tile that reads
-// weight from memory fetches this far ahead, its last steps the beginning of the next tile.
-constexpr int kPrefetchBytes = 2048;
+// The rows to come are those of the next tile, or where rows are short of the first that begins at least so far from
+// this one: three rows of 1152 bytes take less time to multiply than to arrive.
+constexpr int kBytesToNext = 6144;
 
 // 64 bytes of a row are a step: two vectors to multiply for 16 bits, otherwise one.
 template <typename T>
@@ -71,7 +73,8 @@ struct Tile {
   const T *weight, *x;
   int64_t weight_stride, x_stride;
   int64_t length;  // of in_features: whole steps
-  const T* next;   // weight of the tile after this one; null: weight comes from a cache, nothing is fetched ahead
+  const T* next;   // weight of a tile to come; null: weight comes from a cache, nothing is fetched ahead
+  int64_t ahead;   // elements
   vec16* sums;     // [tokens, kBlock], the tile's features of each row, written; read, too, unless `first`
   bool first;
 };
@@ -108,8 +111,7 @@ void multiply_tile(const Tile<T>& tile) {
   const int64_t length = tile.length;
   int64_t k = 0;
   if (tile.next) {
-    constexpr int64_t kAhead = kPrefetchBytes / sizeof(T);
-    const int64_t ahead = kAhead < length ? kAhead : length;
+    const int64_t ahead = tile.ahead < length ? tile.ahead : length;
     for (; k < length - ahead; k += kStep<T>) {
       for (int i = 0; i < kFeatures; ++i) __builtin_prefetch(weight[i] + k + ahead);
       multiply_step(weight, x, k, sums);
@@ -136,10 +138,15 @@ void multiply_tokens(const Tile<T>& tile, int tokens) {
 // the last. The rows of x in a tile stay while the features pass by; the first rows fetch weight for the others.
 template <typename T, TileShape kShape>
 void multiply_block(const Tile<T>& all, int features, int tokens) {
+  const int64_t rows_apart = kBytesToNext / (all.length * sizeof(T) + 1) + 1;
+  const int64_t to_next = rows_apart > kShape.features ? rows_apart : kShape.features;
   const int tiles = (tokens + kShape.tokens - 1) / kShape.tokens;
   for (int i = 0; i < tiles; ++i) {  // as equal as can be: a tile of one token costs nearly as much as a full one
     const int token = tokens * i / tiles, count = tokens * (i + 1) / tiles - token;
+    const bool fetch = all.next && i == 0;
     Tile<T> tile = all;
+    tile.next = nullptr;
+    tile.ahead = kShape.bytes_ahead / sizeof(T);
     tile.x += token * all.x_stride;
     tile.sums += token * kBlock;
     int left = features;
@@ -149,12 +156,9 @@ void multiply_block(const Tile<T>& all, int features, int tokens) {
       tile.sums += n;
     };
     for (; left >= kShape.features; pass(kShape.features)) {
-      if (i > 0) {
-        tile.next = nullptr;
-      } else if (all.next && left > kShape.features) {
-        tile.next = tile.weight + kShape.features * all.weight_stride;
-      } else {
-        tile.next = all.next;
+      if (fetch) {
+        tile.next = left > to_next ? tile.weight + to_next * all.weight_stride
+                                   : all.next + (to_next - left) * all.weight_stride;
       }
       multiply_tokens<T, kShape.features, kShape.tokens>(tile, count);
     }
@@ -178,7 +182,7 @@ void multiply_rows(const T* x, int64_t x_stride, const T* weight, int64_t weight
   const int64_t blocks = tokens <= kFew.tokens ? 1 : (steps * 64 + kBlockBytes - 1) / kBlockBytes;
   const int64_t block = blocks > 1 ? (steps + blocks - 1) / blocks * kStep<T> : steps * kStep<T>;
   int64_t k = 0;
-  Tile<T> all{weight, x, weight_stride, x_stride, 0, nullptr, sums, true};
+  Tile<T> all{weight, x, weight_stride, x_stride, 0, nullptr, 0, sums, true};
   do {
     const int64_t left = steps * kStep<T> - k;
     all.length = left < block ? left : block;
@@ -194,7 +198,7 @@ void multiply_rows(const T* x, int64_t x_stride, const T* weight, int64_t weight
     T weight_rest[kBlock * kStep<T>], x_rest[kMaxTokens * kStep<T>];
     copy_rest(weight_rest, all.weight, weight_stride, features, rest);
     copy_rest(x_rest, all.x, x_stride, tokens, rest);
-    multiply(Tile<T>{weight_rest, x_rest, kStep<T>, kStep<T>, kStep<T>, nullptr, sums, false}, features, tokens);
+    multiply(Tile<T>{weight_rest, x_rest, kStep<T>, kStep<T>, kStep<T>, nullptr, 0, sums, false}, features, tokens);
   }
 }
 
