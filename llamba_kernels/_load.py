@@ -13,10 +13,10 @@ if not _FILE.exists():
         f"if the package is installed elsewhere, run Python from another folder); got no {_FILE}"
     )
 
-_ISAS = ("avx512", "avx2", "generic")
+_ISAS = ("avx512bf16", "avx512", "avx2", "generic")
 ASKED_ISA = os.environ.get("LLAMBA_CPU_ISA")  # as the library, too, reads it now and never again; unset or empty: none
 if ASKED_ISA and ASKED_ISA not in _ISAS:
-    raise ValueError(f"llamba_kernels: LLAMBA_CPU_ISA must be avx512, avx2 or generic; got {ASKED_ISA}")
+    raise ValueError(f"llamba_kernels: LLAMBA_CPU_ISA must be {', '.join(_ISAS[:-1])} or {_ISAS[-1]}; got {ASKED_ISA}")
 torch.ops.load_library(_FILE)
 
 native = ctypes.CDLL(str(_FILE))

@@ -96,7 +96,7 @@ def test_cuda_library_loads_without_a_driver_and_refuses_by_a_sentence():
 
 def test_env_says_what_is_built():
     facts = describe()
-    assert facts["cpu kernels"].split()[0] in ("avx512", "avx2", "generic")
+    assert facts["cpu kernels"].split()[0] in ("avx512bf16", "avx512", "avx2", "generic")
     if CUDA_LIBRARY.exists():
         assert native.llamba_cuda_problem() == b"" and facts["cuda kernels"].startswith("sm_")
     else:
@@ -123,12 +123,15 @@ def objects(isa):
 @needs_objects
 @pytest.mark.skipif(not describe()["cpu kernels"].startswith("avx"), reason="one instruction set only on this machine")
 def test_instruction_sets_do_not_leak():
-    """No AVX-512 in the others' objects, and no symbol that the linker could merge across sets."""
+    """No instruction beyond its set in an object, and no symbol that the linker could merge across sets."""
     assert objects("avx512") and len(objects("avx512")) == len(objects("avx2")) == len(objects("generic"))
-    for isa, forbidden in {"generic": r"%[yz]mm", "avx2": r"%zmm|\{%k[1-7]\}"}.items():
+    assert [path.name for path in objects("avx512bf16")] == ["skinny_linear_isa.cpp.avx512bf16.o"]
+    beyond = {"generic": r"%[yz]mm", "avx2": r"%zmm|\{%k[1-7]\}", "avx512": r"vdpbf16ps|vcvtne2?ps2?bf16"}
+    for isa, forbidden in beyond.items():
         for path in objects(isa):
             assert not re.search(forbidden, run("objdump", "-d", path)), f"{path.name} has instructions beyond {isa}"
-    for isa in ("generic", "avx2", "avx512"):
+    assert re.search("vdpbf16ps", run("objdump", "-d", *objects("avx512bf16")))
+    for isa in ("generic", "avx2", "avx512", "avx512bf16"):
         for path in objects(isa):
             for line in run("nm", "--defined-only", path).splitlines():
                 kind, name = line.split()[-2:]

@@ -1,5 +1,7 @@
-"""The CPU kernels of every instruction set: AVX2 gives the bits of AVX-512, the portable set the same values."""
+"""The CPU kernels of every instruction set: which give the same bits, and no row depends on its neighbours."""
 
+import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -50,25 +52,87 @@ def mamba2_outputs(headdim, dstate, dtype):
     return results | {f"{case} checkpoint": layer.checkpoint}
 
 
+# ---- rows: beside any others a row has the same bits, or speculative decoding would not be exact ----
+
+
+def skinny_linear_rows():
+    """1 to 64 rows, in any order, as rows or as batches; widths that fill vectors and blocks and widths that do not."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for width in (31, 64, 1237, 4160):
+            x, weight, bias = make_skinny_linear_inputs((64,), width, 53, dtype=dtype)
+            alone = torch.stack([skinny_linear(row, weight, bias) for row in x])
+            for count in range(1, 65):
+                rows = torch.randperm(64)[:count]
+                assert_bitwise(skinny_linear(x[rows], weight, bias), alone[rows])
+            for batch in (1, 2, 16, 64):
+                shape = (batch, 64 // batch, -1)
+                assert_bitwise(skinny_linear(x.view(shape), weight, bias), alone.view(shape))
+                some = x.view(shape)[:, : 48 // batch + 1]  # where the batch is not one sequence of rows
+                assert_bitwise(skinny_linear(some, weight, bias), alone.view(shape)[:, : 48 // batch + 1].contiguous())
+
+
+def gated_rms_norm_rows():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for width in (64, 85):
+            x, z, *rest = make_gated_rms_norm_inputs((64,), width, dtype=dtype)
+            alone = torch.stack([gated_rms_norm(x[i], z[i], *rest) for i in range(64)])
+            for count in range(1, 65):
+                rows = torch.randperm(64)[:count]
+                assert_bitwise(gated_rms_norm(x[rows], z[rows], *rest), alone[rows])
+
+
+ROW_CHECKS = {"skinny_linear": skinny_linear_rows, "gated_rms_norm": gated_rms_norm_rows}
+
+
+# ---- one process per set: the library decides when it loads ----
+
+ISAS = ["avx512bf16", "avx512", "avx2", "generic"]
+
+
 @pytest.fixture(scope="module")
-def best():
-    return outputs()
+def run_with(tmp_path_factory):
+    """Runs this file with one set, once: {"isa": the set that ran, "failed rows": [...], "outputs": {...}}."""
+
+    @functools.cache
+    def run(isa):
+        file = tmp_path_factory.mktemp(isa) / "report.pt"
+        environment = {**os.environ, "LLAMBA_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, __file__, file], env=environment, check=True)
+        report = torch.load(file)
+        if report["isa"] != isa:
+            pytest.skip(f"this processor has no {isa}")
+        return report
+
+    return run
 
 
-@pytest.mark.parametrize("isa", ["avx2", "generic"])
-def test_other_instruction_sets(isa, best, tmp_path):
-    file = tmp_path / "outputs.pt"
-    environment = {**os.environ, "LLAMBA_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, __file__, file], env=environment, check=True)
-    saved = torch.load(file)
-    if saved.pop("isa") != isa:
-        pytest.skip(f"this processor has no {isa}")
-    for name, expected in best.items():
-        if isa == "generic" and expected.is_floating_point():  # it has no fused multiply-add
-            tolerance = 32 * torch.finfo(expected.dtype).eps
-            torch.testing.assert_close(saved[name], expected, rtol=tolerance, atol=tolerance)
+def report():
+    failed = []
+    for name, check in ROW_CHECKS.items():
+        try:
+            check()
+        except AssertionError as error:
+            failed.append(f"{name}: {error}")
+    return {"isa": env.describe()["cpu kernels"].split()[0], "failed rows": failed, "outputs": outputs()}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_row_has_the_same_bits_beside_any_others(isa, run_with):
+    assert run_with(isa)["failed rows"] == []
+
+
+@pytest.mark.parametrize("isa, other", list(itertools.pairwise(ISAS)))
+def test_instruction_sets_agree(isa, other, run_with):
+    """Bit for bit, but for two that add differently: generic rounds twice, avx512bf16 multiplies bfloat16 in pairs."""
+    expected, actual = run_with(isa)["outputs"], run_with(other)["outputs"]
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        pairs = isa == "avx512bf16" and name.startswith("skinny_linear torch.bfloat16")
+        if pairs or (other == "generic" and value.is_floating_point()):
+            tolerance = 32 * torch.finfo(value.dtype).eps
+            torch.testing.assert_close(actual[name], value, rtol=tolerance, atol=tolerance)
         else:
-            assert_bitwise(saved[name], expected)
+            assert_bitwise(actual[name], value)
 
 
 @pytest.mark.parametrize("name", ["foo", "AVX2"])
@@ -76,7 +140,7 @@ def test_unknown_names_are_refused_at_import(name):
     environment = {**os.environ, "LLAMBA_CPU_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", "import llamba_kernels._load"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    sentence = f"ValueError: llamba_kernels: LLAMBA_CPU_ISA must be avx512, avx2 or generic; got {name}"
+    sentence = f"ValueError: llamba_kernels: LLAMBA_CPU_ISA must be avx512bf16, avx512, avx2 or generic; got {name}"
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == sentence
 
 
@@ -92,4 +156,4 @@ def test_env_says_what_was_asked_and_what_runs(monkeypatch):
 
 
 if __name__ == "__main__":
-    torch.save({"isa": env.describe()["cpu kernels"].split()[0], **outputs()}, sys.argv[1])
+    torch.save(report(), sys.argv[1])

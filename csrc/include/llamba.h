@@ -41,7 +41,7 @@ LLAMBA_API const char* llamba_archs_cuda(void);
 typedef int (*llamba_parallel_for)(int64_t begin, int64_t end, int64_t grain,
                                    void (*body)(int64_t begin, int64_t end, void* context), void* context);
 LLAMBA_API void llamba_set_parallel_for_cpu(llamba_parallel_for parallel_for);
-/* "avx512", "avx2" or "generic": what the CPU kernels run as. LLAMBA_CPU_ISA, read when the
+/* "avx512bf16", "avx512", "avx2" or "generic": what the CPU kernels run as. LLAMBA_CPU_ISA, read when the
  * library loads, forces one; a name that is none, or a set that the processor lacks, leaves the best. */
 LLAMBA_API const char* llamba_isa_cpu(void);
 
