@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
       "Tensor(d!) out, int x_heads, int B_heads, int C_heads) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
@@ -31,6 +32,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
+  m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }

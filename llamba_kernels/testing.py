@@ -104,6 +104,19 @@ def gated_rms_norm_formula(x, z, weight, eps, group_size):
     return (normed.flatten(-2) * weight.float()).to(x.dtype)
 
 
+def make_rms_norm_inputs(shape, width, residual=False, dtype=torch.float32):
+    """Positional arguments of rms_norm; x is (*shape, width)."""
+    x = torch.randn(*shape, width).to(dtype)
+    weight = (1 + 0.1 * torch.randn(width)).to(dtype)
+    return x, weight, 1e-5, torch.randn(*shape, width).to(dtype) if residual else None
+
+
+def rms_norm_formula(x, weight, eps, residual=None):
+    """rms_norm in torch: fp32, rounded once, as the operator; a new residual is not kept."""
+    v = (x if residual is None else residual + x).float()
+    return (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
 def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype=torch.float32):
     """Positional arguments of skinny_linear; x is (*shape, in_features)."""
     x = torch.randn(*shape, in_features).to(dtype)

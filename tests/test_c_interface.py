@@ -34,6 +34,7 @@ def struct_of(op):
 
 GOOD = {
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
+    "rms_norm": dict(batch=1, ntokens=1, nheads=1, width=8, eps=1e-5),
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
@@ -43,6 +44,11 @@ REFUSED = [
     ("gated_rms_norm", dict(width=-8), "width must be at least 0; got -8"),
     ("gated_rms_norm", dict(group_size=0), "group_size must divide the width of x, 8; got 0"),
     ("gated_rms_norm", dict(eps=0), "eps must be positive; got 0"),
+    ("rms_norm", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("rms_norm", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("rms_norm", dict(nheads=-1), "nheads must be at least 0; got -1"),
+    ("rms_norm", dict(width=-8), "width must be at least 0; got -8"),
+    ("rms_norm", dict(eps=0), "eps must be positive; got 0"),
     ("skinny_linear", dict(batch=-1), "batch must be at least 0; got -1"),
     ("skinny_linear", dict(ntokens=-2), "ntokens must be at least 0; got -2"),
     ("skinny_linear", dict(in_features=-1), "in_features must be at least 0; got -1"),

@@ -10,10 +10,11 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
+from llamba_kernels.ops import gated_rms_norm, rms_norm, skinny_linear, speculative_accept
 from llamba_kernels.testing import (
     make_gated_rms_norm_inputs,
     make_mamba2_layer,
+    make_rms_norm_inputs,
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
@@ -28,6 +29,8 @@ def outputs():
             case = f"{dtype} {width}"
             results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))
             results[f"skinny_linear {case}"] = skinny_linear(*make_skinny_linear_inputs((5,), width, 11, dtype=dtype))
+            inputs = make_rms_norm_inputs((5,), width, residual=True, dtype=dtype)
+            results[f"rms_norm {case}"], results[f"rms_norm residual {case}"] = rms_norm(*inputs), inputs[-1]
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])

@@ -33,8 +33,10 @@
 #define CHECK_WRITTEN(tensor, ...) llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, false)
 #define CHECK_WRITTEN_OR_SAME(tensor, ...) \
   llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, true)
-// CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1
+// CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1.
+// CHECK_HEAD_ROWS(x): the same of 1 to 4 dimensions.
 #define CHECK_ROWS(tensor) llamba::check_rows(kOp, #tensor, tensor)
+#define CHECK_HEAD_ROWS(tensor) llamba::check_head_rows(kOp, #tensor, tensor, 4)
 
 namespace llamba {
 
@@ -44,6 +46,11 @@ using torch::stable::Tensor;
 struct Rows {
   int64_t batch, ntokens, width;
   int64_t stride_batch, stride_token;
+};
+// [batch, ntokens, nheads, width]; missing leading dimensions have size 1.
+struct HeadRows {
+  int64_t batch, ntokens, nheads, width;
+  int64_t stride_batch, stride_token, stride_head;
 };
 
 // A tensor, or an optional one that may be absent.
@@ -72,6 +79,7 @@ void check_written(const char* op, const char* name, const Tensor& tensor, const
                    std::initializer_list<AnyTensor> others, bool or_same);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);
+HeadRows check_head_rows(const char* op, const char* name, const Tensor& tensor, int64_t most_dims);
 
 // Throws the sentence that a *_cpu or *_cuda function has recorded, unless status is LLAMBA_OK.
 void check_status(int status, const char* sentence);

@@ -219,21 +219,31 @@ llamba_dtype check_floating(const char* op, const char* name, const Tensor& tens
   refuse(LLAMBA_TYPE_ERROR, op, name, "be float32, bfloat16 or float16; got ", dtype_text(dtype));
 }
 
-Rows check_rows(const char* op, const char* name, const Tensor& tensor) {
-  check_dim(op, name, tensor, 1, 3);
+HeadRows check_head_rows(const char* op, const char* name, const Tensor& tensor, int64_t most_dims) {
+  check_dim(op, name, tensor, 1, most_dims);
   check_stride(op, name, tensor, -1, 1);
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
-  Rows rows{1, 1, sizes.back(), 0, 0};
-  if (sizes.size() >= 2) {
-    rows.ntokens = sizes[sizes.size() - 2];
-    rows.stride_token = strides[sizes.size() - 2];
+  const size_t dims = sizes.size();
+  HeadRows rows{1, 1, 1, sizes.back(), 0, 0, 0};
+  if (dims >= 2) {
+    rows.nheads = sizes[dims - 2];
+    rows.stride_head = strides[dims - 2];
   }
-  if (sizes.size() == 3) {
-    rows.batch = sizes[0];
-    rows.stride_batch = strides[0];
+  if (dims >= 3) {
+    rows.ntokens = sizes[dims - 3];
+    rows.stride_token = strides[dims - 3];
+  }
+  if (dims >= 4) {
+    rows.batch = sizes[dims - 4];
+    rows.stride_batch = strides[dims - 4];
   }
   return rows;
+}
+
+Rows check_rows(const char* op, const char* name, const Tensor& tensor) {
+  const HeadRows rows = check_head_rows(op, name, tensor, 3);
+  return Rows{rows.ntokens, rows.nheads, rows.width, rows.stride_token, rows.stride_head};
 }
 
 void check_status(int status, const char* sentence) {

@@ -158,6 +158,24 @@ typedef struct {
 
 LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
 
+/* ---- rms_norm: x / sqrt(mean(x^2) + eps) * weight, after an addition if there is a residual ------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                    /* x, weight, residual, out */
+  int64_t batch, ntokens, nheads, width; /* >= 0; each row of width has its own norm */
+  float eps;                             /* > 0 */
+  const void* x;                         /* [batch, ntokens, nheads, width] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const void* weight; /* [width] */
+  void* residual;     /* [batch, ntokens, nheads, width], in/out: x is added, and the sum is normed; or NULL: x is */
+  int64_t residual_stride_batch, residual_stride_token, residual_stride_head;
+  void* out; /* [batch, ntokens, nheads, width], written; may be x */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_rms_norm_args;
+
+LLAMBA_API int llamba_rms_norm_cpu(const llamba_rms_norm_args* args);
+
 /* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
 
 typedef struct {

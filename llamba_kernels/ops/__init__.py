@@ -3,6 +3,7 @@
 from .cursor import cursor_begin, cursor_commit, cursor_reset
 from .gated_rms_norm import gated_rms_norm
 from .mamba2_verify import mamba2_verify
+from .rms_norm import rms_norm
 from .skinny_linear import skinny_linear
 from .speculative_accept import speculative_accept
 
@@ -12,6 +13,7 @@ __all__ = [
     "cursor_reset",
     "gated_rms_norm",
     "mamba2_verify",
+    "rms_norm",
     "skinny_linear",
     "speculative_accept",
 ]
