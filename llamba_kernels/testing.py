@@ -117,6 +117,16 @@ def rms_norm_formula(x, weight, eps, residual=None):
     return (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
+def make_silu_mul_inputs(shape, width, dtype=torch.float32):
+    """gate and up, each (*shape, width)."""
+    return (2 * torch.randn(*shape, width)).to(dtype), torch.randn(*shape, width).to(dtype)
+
+
+def silu_mul_formula(gate, up):
+    """silu_mul in torch: fp32, rounded once, as the operator."""
+    return (torch.nn.functional.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
 def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype=torch.float32):
     """Positional arguments of skinny_linear; x is (*shape, in_features)."""
     x = torch.randn(*shape, in_features).to(dtype)

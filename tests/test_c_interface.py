@@ -35,6 +35,7 @@ def struct_of(op):
 GOOD = {
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
     "rms_norm": dict(batch=1, ntokens=1, nheads=1, width=8, eps=1e-5),
+    "silu_mul": dict(batch=1, ntokens=1, width=8),
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
@@ -49,6 +50,9 @@ REFUSED = [
     ("rms_norm", dict(nheads=-1), "nheads must be at least 0; got -1"),
     ("rms_norm", dict(width=-8), "width must be at least 0; got -8"),
     ("rms_norm", dict(eps=0), "eps must be positive; got 0"),
+    ("silu_mul", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("silu_mul", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("silu_mul", dict(width=-1), "width must be at least 0; got -1"),
     ("skinny_linear", dict(batch=-1), "batch must be at least 0; got -1"),
     ("skinny_linear", dict(ntokens=-2), "ntokens must be at least 0; got -2"),
     ("skinny_linear", dict(in_features=-1), "in_features must be at least 0; got -1"),

@@ -10,11 +10,12 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import gated_rms_norm, rms_norm, skinny_linear, speculative_accept
+from llamba_kernels.ops import gated_rms_norm, rms_norm, silu_mul, skinny_linear, speculative_accept
 from llamba_kernels.testing import (
     make_gated_rms_norm_inputs,
     make_mamba2_layer,
     make_rms_norm_inputs,
+    make_silu_mul_inputs,
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
@@ -31,6 +32,7 @@ def outputs():
             results[f"skinny_linear {case}"] = skinny_linear(*make_skinny_linear_inputs((5,), width, 11, dtype=dtype))
             inputs = make_rms_norm_inputs((5,), width, residual=True, dtype=dtype)
             results[f"rms_norm {case}"], results[f"rms_norm residual {case}"] = rms_norm(*inputs), inputs[-1]
+            results[f"silu_mul {case}"] = silu_mul(*make_silu_mul_inputs((5,), width, dtype))
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])

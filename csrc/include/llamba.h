@@ -176,6 +176,22 @@ typedef struct {
 
 LLAMBA_API int llamba_rms_norm_cpu(const llamba_rms_norm_args* args);
 
+/* ---- silu_mul: silu(gate) * up --------------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;            /* gate, up, out */
+  int64_t batch, ntokens, width; /* >= 0 */
+  const void* gate;              /* [batch, ntokens, width] */
+  int64_t gate_stride_batch, gate_stride_token;
+  const void* up; /* [batch, ntokens, width] */
+  int64_t up_stride_batch, up_stride_token;
+  void* out; /* [batch, ntokens, width], written; may be gate or up */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_silu_mul_args;
+
+LLAMBA_API int llamba_silu_mul_cpu(const llamba_silu_mul_args* args);
+
 /* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
 
 typedef struct {
