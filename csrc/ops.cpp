@@ -20,6 +20,7 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "Tensor(d!) out, int x_heads, int B_heads, int C_heads) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
   m.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
@@ -34,6 +35,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
   m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
+  m.impl("rope", TORCH_BOX(&llamba::rope));
   m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));

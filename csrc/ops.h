@@ -25,6 +25,8 @@ void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tenso
                     int64_t group_size, const Tensor& out);
 void rms_norm(const Tensor& x, const Tensor& weight, double eps, const std::optional<Tensor>& residual,
               const Tensor& out);
+void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool interleaved,
+          const Tensor& out);
 void silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out);
 void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);
 void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,

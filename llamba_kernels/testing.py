@@ -117,6 +117,26 @@ def rms_norm_formula(x, weight, eps, residual=None):
     return (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
+def make_rope_inputs(batch, ntokens, nheads, head_dim, rotary_dim, npositions, dtype=torch.float32):
+    """Positional arguments of rope; angles as Llama's."""
+    x = torch.randn(batch, ntokens, nheads, head_dim).to(dtype)
+    frequencies = 10000.0 ** (-torch.arange(rotary_dim // 2) / max(rotary_dim // 2, 1))
+    angles = torch.arange(npositions)[:, None] * frequencies
+    positions = torch.randint(npositions, (batch, ntokens), dtype=torch.int32)
+    return x, angles.cos(), angles.sin(), positions
+
+
+def rope_formula(x, cos, sin, positions, interleaved=False):
+    """rope in torch: fp32, rounded once, as the operator; no padding."""
+    half = cos.shape[1]
+    cos, sin = (table[positions].unsqueeze(2) for table in (cos, sin))
+    wide, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
+    a, b = (wide[..., ::2], wide[..., 1::2]) if interleaved else (wide[..., :half], wide[..., half:])
+    turned = a * cos - b * sin, a * sin + b * cos
+    rotated = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return torch.cat([rotated.to(x.dtype), rest], -1)
+
+
 def make_silu_mul_inputs(shape, width, dtype=torch.float32):
     """gate and up, each (*shape, width)."""
     return (2 * torch.randn(*shape, width)).to(dtype), torch.randn(*shape, width).to(dtype)

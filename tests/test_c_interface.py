@@ -13,6 +13,7 @@ LIBRARY.llamba_last_error.restype = ctypes.c_char_p
 HEADER = (Path(__file__).parents[1] / "csrc" / "include" / "llamba.h").read_text()
 TYPES = {
     "size_t": ctypes.c_size_t,
+    "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
     "llamba_dtype": ctypes.c_int,
     "float": ctypes.c_float,
@@ -35,6 +36,7 @@ def struct_of(op):
 GOOD = {
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
     "rms_norm": dict(batch=1, ntokens=1, nheads=1, width=8, eps=1e-5),
+    "rope": dict(batch=1, ntokens=1, nheads=1, head_dim=8, rotary_dim=8, npositions=1),
     "silu_mul": dict(batch=1, ntokens=1, width=8),
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
@@ -50,6 +52,16 @@ REFUSED = [
     ("rms_norm", dict(nheads=-1), "nheads must be at least 0; got -1"),
     ("rms_norm", dict(width=-8), "width must be at least 0; got -8"),
     ("rms_norm", dict(eps=0), "eps must be positive; got 0"),
+    ("rope", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("rope", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("rope", dict(nheads=-1), "nheads must be at least 0; got -1"),
+    ("rope", dict(npositions=-1), "npositions must be at least 0; got -1"),
+    ("rope", dict(head_dim=-1), "head_dim must be at least 0; got -1"),
+    (
+        "rope",
+        dict(rotary_dim=7),
+        "rotary_dim (twice the width of cos) must be even and at most head_dim = 8; got 7",
+    ),
     ("silu_mul", dict(batch=-1), "batch must be at least 0; got -1"),
     ("silu_mul", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
     ("silu_mul", dict(width=-1), "width must be at least 0; got -1"),

@@ -10,11 +10,12 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import gated_rms_norm, rms_norm, silu_mul, skinny_linear, speculative_accept
+from llamba_kernels.ops import gated_rms_norm, rms_norm, rope, silu_mul, skinny_linear, speculative_accept
 from llamba_kernels.testing import (
     make_gated_rms_norm_inputs,
     make_mamba2_layer,
     make_rms_norm_inputs,
+    make_rope_inputs,
     make_silu_mul_inputs,
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
@@ -32,6 +33,11 @@ def outputs():
             results[f"skinny_linear {case}"] = skinny_linear(*make_skinny_linear_inputs((5,), width, 11, dtype=dtype))
             inputs = make_rms_norm_inputs((5,), width, residual=True, dtype=dtype)
             results[f"rms_norm {case}"], results[f"rms_norm residual {case}"] = rms_norm(*inputs), inputs[-1]
+            inputs = make_rope_inputs(2, 3, 2, width, width // 2 * 2, 9, dtype)
+            results[f"rope {case}"], results[f"rope interleaved {case}"] = (
+                rope(*inputs),
+                rope(*inputs, interleaved=True),
+            )
             results[f"silu_mul {case}"] = silu_mul(*make_silu_mul_inputs((5,), width, dtype))
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)

@@ -176,6 +176,29 @@ typedef struct {
 
 LLAMBA_API int llamba_rms_norm_cpu(const llamba_rms_norm_args* args);
 
+/* ---- rope: rotary position embedding ---------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                       /* x, out */
+  int64_t batch, ntokens, nheads, head_dim; /* >= 0 */
+  int64_t rotary_dim;                       /* even, at most head_dim; the elements after it are copied */
+  int64_t npositions;                       /* >= 0 */
+  int32_t interleaved;                      /* pairs are 2 i and 2 i + 1; 0: i and i + rotary_dim / 2 */
+  const void* x;                            /* [batch, ntokens, nheads, head_dim] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const float* cos; /* [npositions, rotary_dim / 2] */
+  int64_t cos_stride_position;
+  const float* sin; /* [npositions, rotary_dim / 2] */
+  int64_t sin_stride_position;
+  const int32_t* positions; /* [batch, ntokens], below npositions; < 0: padding */
+  int64_t positions_stride_batch;
+  void* out; /* [batch, ntokens, nheads, head_dim], written, zero for padding; may be x */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_rope_args;
+
+LLAMBA_API int llamba_rope_cpu(const llamba_rope_args* args);
+
 /* ---- silu_mul: silu(gate) * up --------------------------------------------------------------------------------- */
 
 typedef struct {

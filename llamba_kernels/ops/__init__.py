@@ -4,6 +4,7 @@ from .cursor import cursor_begin, cursor_commit, cursor_reset
 from .gated_rms_norm import gated_rms_norm
 from .mamba2_verify import mamba2_verify
 from .rms_norm import rms_norm
+from .rope import rope
 from .silu_mul import silu_mul
 from .skinny_linear import skinny_linear
 from .speculative_accept import speculative_accept
@@ -15,6 +16,7 @@ __all__ = [
     "gated_rms_norm",
     "mamba2_verify",
     "rms_norm",
+    "rope",
     "silu_mul",
     "skinny_linear",
     "speculative_accept",
