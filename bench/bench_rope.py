@@ -17,17 +17,14 @@ def bench_rope(row, size, ntokens, dtype):
     q_heads, kv_heads, head_dim = SIZES[size]
     nheads = q_heads + kv_heads
     x, cos, sin, positions = make_rope_inputs(1, ntokens, nheads, head_dim, head_dim, 4096, dtype)
-    qk, out = x.flatten(-2), torch.empty_like(x)
+    out = torch.empty_like(x)
+    q, k = (part.flatten(-2)[0] for part in x.clone().split([q_heads, kv_heads], 2))
     table, positions_long = torch.cat([cos, sin], -1).to(dtype), positions.flatten().long()
 
     def check():
         tolerance = 2e-6 if dtype == torch.float32 else 2e-2
         expected = rope_formula(x, cos, sin, positions)
         torch.testing.assert_close(rope(x, cos, sin, positions), expected, rtol=tolerance, atol=tolerance)
-
-    def vllm(ops, _):  # q and k apart, as its models call it
-        q, k = qk[0, :, : q_heads * head_dim], qk[0, :, q_heads * head_dim :]
-        ops.rotary_embedding(positions_long, q, k, head_dim, table, True)
 
     row(
         f"{size}, {ntokens} tokens x {nheads} heads, {str(dtype)[6:]}",
@@ -36,5 +33,5 @@ def bench_rope(row, size, ntokens, dtype):
         [None],
         check,
         x.nbytes + out.nbytes + ntokens * head_dim * 4,
-        peer=peers.vllm(vllm),
+        peer=peers.vllm(lambda ops, _: ops.rotary_embedding(positions_long, q, k, head_dim, table, True)),
     )

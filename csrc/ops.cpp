@@ -23,6 +23,7 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
   m.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def("argmax(Tensor logits, Tensor(a!) out) -> ()");
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
       "float temperature, Tensor(a!) accepted, Tensor(b!) next_token) -> ()");
@@ -38,6 +39,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("rope", TORCH_BOX(&llamba::rope));
   m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
+  m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }
 

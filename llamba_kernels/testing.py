@@ -154,6 +154,11 @@ def make_skinny_linear_inputs(shape, in_features, out_features, bias=True, dtype
     return x, weight, torch.randn(out_features).to(dtype) if bias else None
 
 
+def make_argmax_inputs(shape, vocab, dtype=torch.float32):
+    """Positional arguments of argmax."""
+    return (torch.randn(*shape, vocab).to(dtype),)
+
+
 def make_speculative_accept_inputs(batch, max_window, vocab, sampled=True, certain=False, dtype=torch.float32):
     """Positional arguments of speculative_accept: drafts from a q near p, ragged windows, and traps beyond them.
 

@@ -39,6 +39,7 @@ GOOD = {
     "rope": dict(batch=1, ntokens=1, nheads=1, head_dim=8, rotary_dim=8, npositions=1),
     "silu_mul": dict(batch=1, ntokens=1, width=8),
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
+    "argmax": dict(batch=1, ntokens=1, vocab=8),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
 REFUSED = [
@@ -69,6 +70,9 @@ REFUSED = [
     ("skinny_linear", dict(ntokens=-2), "ntokens must be at least 0; got -2"),
     ("skinny_linear", dict(in_features=-1), "in_features must be at least 0; got -1"),
     ("skinny_linear", dict(out_features=-1), "out_features must be at least 0; got -1"),
+    ("argmax", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("argmax", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("argmax", dict(vocab=0), "vocab must be at least 1; got 0"),
     ("speculative_accept", dict(batch=-1), "batch must be at least 0; got -1"),
     ("speculative_accept", dict(max_window=0), "max_window must be 1 to 2147483647; got 0"),
     ("speculative_accept", dict(max_window=2**31), "max_window must be 1 to 2147483647; got 2147483648"),

@@ -10,8 +10,9 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import gated_rms_norm, rms_norm, rope, silu_mul, skinny_linear, speculative_accept
+from llamba_kernels.ops import argmax, gated_rms_norm, rms_norm, rope, silu_mul, skinny_linear, speculative_accept
 from llamba_kernels.testing import (
+    make_argmax_inputs,
     make_gated_rms_norm_inputs,
     make_mamba2_layer,
     make_rms_norm_inputs,
@@ -39,6 +40,7 @@ def outputs():
                 rope(*inputs, interleaved=True),
             )
             results[f"silu_mul {case}"] = silu_mul(*make_silu_mul_inputs((5,), width, dtype))
+            results[f"argmax {case}"] = argmax(*make_argmax_inputs((5,), 20 * width, dtype))
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])

@@ -232,6 +232,21 @@ typedef struct {
 
 LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
 
+/* ---- argmax: the lowest index of each row's largest logit ------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* logits */
+  int64_t batch, ntokens; /* >= 0 */
+  int64_t vocab;          /* >= 1 */
+  const void* logits;     /* [batch, ntokens, vocab] */
+  int64_t logits_stride_batch, logits_stride_token;
+  int64_t* out; /* [batch, ntokens], written */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_argmax_args;
+
+LLAMBA_API int llamba_argmax_cpu(const llamba_argmax_args* args);
+
 /* ---- speculative_accept: how many tokens of a window stay, and the token that follows -------------------------- */
 
 typedef struct {

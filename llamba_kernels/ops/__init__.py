@@ -1,5 +1,6 @@
 """The operators, one file each; each is also torch.ops.llamba.<name> with its outputs as arguments."""
 
+from .argmax import argmax
 from .cursor import cursor_begin, cursor_commit, cursor_reset
 from .gated_rms_norm import gated_rms_norm
 from .mamba2_verify import mamba2_verify
@@ -10,6 +11,7 @@ from .skinny_linear import skinny_linear
 from .speculative_accept import speculative_accept
 
 __all__ = [
+    "argmax",
     "cursor_begin",
     "cursor_commit",
     "cursor_reset",
