@@ -23,6 +23,9 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
   m.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def(
+      "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cursor, "
+      "Tensor slots, float scale, Tensor? parents, Tensor(c!) out) -> ()");
   m.def("argmax(Tensor logits, Tensor(a!) out) -> ()");
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
@@ -39,6 +42,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("rope", TORCH_BOX(&llamba::rope));
   m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
+  m.impl("attention_step", TORCH_BOX(&llamba::attention_step));
   m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }

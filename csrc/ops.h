@@ -29,6 +29,9 @@ void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& p
           const Tensor& out);
 void silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out);
 void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);
+void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
+                    const Tensor& cursor, const Tensor& slots, double scale, const std::optional<Tensor>& parents,
+                    const Tensor& out);
 void argmax(const Tensor& logits, const Tensor& out);
 void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,
                         const std::optional<Tensor>& draft_probs, const std::optional<Tensor>& uniforms,

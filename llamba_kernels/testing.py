@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cache import Cursor, Session
 from .ops import mamba2_verify
@@ -102,6 +103,69 @@ def gated_rms_norm_formula(x, z, weight, eps, group_size):
     groups = v.unflatten(-1, (-1, group_size))
     normed = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + eps)
     return (normed.flatten(-2) * weight.float()).to(x.dtype)
+
+
+def make_attention_step_inputs(
+    positions, ntokens, nheads=4, kv_heads=2, head_dim=64, max_window=None, tree=False, dtype=torch.float32
+):
+    """The arguments of attention_step by name: one sequence per position, in slots of an order of their own.
+
+    Between the sequences' slots lie bystanders; what must not be read is NaN, or no token.
+    """
+    batch, max_window = len(positions), max_window or max(ntokens)
+    max_tokens = max(p + n for p, n in zip(positions, ntokens, strict=True)) + 3
+
+    def random(*shape):
+        return torch.randn(shape).to(dtype)
+
+    inputs = {
+        "q": 2 * random(batch, max_window, nheads, head_dim),
+        "k": random(batch, max_window, kv_heads, head_dim),
+        "v": random(batch, max_window, kv_heads, head_dim),
+        "k_cache": random(2 * batch, kv_heads, max_tokens, head_dim),
+        "v_cache": random(2 * batch, kv_heads, max_tokens, head_dim),
+        "cursor": torch.zeros(2 * batch, 11, dtype=torch.int32),
+        "slots": (1 + 2 * torch.randperm(batch)).int(),
+        "parents": None,
+    }
+    if tree:
+        inputs["parents"] = (torch.rand(batch, max_window) * (1 + torch.arange(max_window))).int() - 1
+    for b, slot in enumerate(inputs["slots"].tolist()):
+        inputs["cursor"][slot, [0, 3]] = torch.tensor([positions[b], ntokens[b]], dtype=torch.int32)
+        for cache in ("k_cache", "v_cache"):
+            inputs[cache][slot, :, positions[b] :] = float("nan")
+        for new in ("q", "k", "v"):
+            inputs[new][b, ntokens[b] :] = float("nan")
+        if tree:
+            inputs["parents"][b, ntokens[b] :] = 99
+    return inputs
+
+
+def attention_step_formula(q, k, v, k_cache, v_cache, cursor, slots, parents=None):
+    """attention_step in torch: one masked attention per sequence, by the formula in the inputs' dtype."""
+    out = torch.zeros_like(q)
+    for b, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
+        position, _, _, ntokens = cursor[slot, :4].tolist()
+        past, new = slice(position), slice(position, position + ntokens)
+        k_cache[slot, :, new], v_cache[slot, :, new] = k[b, :ntokens].transpose(0, 1), v[b, :ntokens].transpose(0, 1)
+        seen = torch.ones(ntokens, position + ntokens, dtype=torch.bool)
+        seen[:, new] = torch.eye(ntokens, dtype=torch.bool)
+        for t in range(1, ntokens):
+            parent = t - 1 if parents is None else int(parents[b, t])
+            if parent >= 0:
+                seen[t, new] |= seen[parent, new]
+        seen[:, past] = True
+        with sdpa_kernel(SDPBackend.MATH):
+            out[b, :ntokens] = torch.nn.functional.scaled_dot_product_attention(
+                q[b : b + 1, :ntokens].transpose(1, 2),
+                k_cache[slot : slot + 1, :, : position + ntokens],
+                v_cache[slot : slot + 1, :, : position + ntokens],
+                attn_mask=seen,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
+    return out
 
 
 def make_rms_norm_inputs(shape, width, residual=False, dtype=torch.float32):

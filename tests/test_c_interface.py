@@ -40,6 +40,7 @@ GOOD = {
     "silu_mul": dict(batch=1, ntokens=1, width=8),
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
     "argmax": dict(batch=1, ntokens=1, vocab=8),
+    "attention_step": dict(batch=1, max_ntokens=1, nheads=2, kv_heads=1, head_dim=8, nslots=1, max_tokens=1),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
 REFUSED = [
@@ -73,6 +74,15 @@ REFUSED = [
     ("argmax", dict(batch=-1), "batch must be at least 0; got -1"),
     ("argmax", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
     ("argmax", dict(vocab=0), "vocab must be at least 1; got 0"),
+    ("attention_step", dict(batch=-1), "batch must be 0 to 2147483647; got -1"),
+    ("attention_step", dict(max_ntokens=-1), "max_ntokens must be 0 to 2147483647; got -1"),
+    ("attention_step", dict(nheads=0), "nheads must be at least 1; got 0"),
+    ("attention_step", dict(kv_heads=0), "kv_heads must be at least 1; got 0"),
+    ("attention_step", dict(kv_heads=3), "kv_heads must divide nheads = 2; got 3"),
+    ("attention_step", dict(head_dim=257), "head_dim must be 1 to 256; got 257"),
+    ("attention_step", dict(nslots=-1), "nslots must be at least 0; got -1"),
+    ("attention_step", dict(max_tokens=-1), "max_tokens must be at least 0; got -1"),
+    ("attention_step", dict(scale=float("nan")), "scale must be finite; got nan"),
     ("speculative_accept", dict(batch=-1), "batch must be at least 0; got -1"),
     ("speculative_accept", dict(max_window=0), "max_window must be 1 to 2147483647; got 0"),
     ("speculative_accept", dict(max_window=2**31), "max_window must be 1 to 2147483647; got 2147483648"),

@@ -10,9 +10,19 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import argmax, gated_rms_norm, rms_norm, rope, silu_mul, skinny_linear, speculative_accept
+from llamba_kernels.ops import (
+    argmax,
+    attention_step,
+    gated_rms_norm,
+    rms_norm,
+    rope,
+    silu_mul,
+    skinny_linear,
+    speculative_accept,
+)
 from llamba_kernels.testing import (
     make_argmax_inputs,
+    make_attention_step_inputs,
     make_gated_rms_norm_inputs,
     make_mamba2_layer,
     make_rms_norm_inputs,
@@ -45,8 +55,19 @@ def outputs():
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])
             results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
+        for head_dim in (64, 5):
+            results |= attention_outputs(head_dim, dtype)
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
+    return results
+
+
+def attention_outputs(head_dim, dtype):
+    """A chain's and a tree's outputs over one chunk of keys and over several."""
+    results = {}
+    for tree in (False, True):
+        inputs = make_attention_step_inputs([20, 700], [3, 5], 4, 2, head_dim, tree=tree, dtype=dtype)
+        results[f"attention_step {dtype} head_dim {head_dim} tree {tree}"] = attention_step(**inputs)
     return results
 
 

@@ -232,6 +232,40 @@ typedef struct {
 
 LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
 
+/* ---- attention_step: attention of a layer for the open step ------------------------------------------------------
+ * A token of the step sees the slot's `position` committed tokens, then its path: in a chain the step's tokens up to
+ * itself, in a tree its ancestors and itself. Of the cursor the header alone is read. What is written overlaps nothing
+ * else. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* q, k, v, k_cache, v_cache, out */
+  int64_t batch, max_ntokens; /* >= 0; max_ntokens >= ntokens of every slot */
+  int64_t nheads, kv_heads;   /* kv_heads divides nheads; head h reads kv head h / (nheads / kv_heads) */
+  int64_t head_dim;           /* 1 to 256 */
+  int64_t nslots, max_tokens; /* >= 0; position + ntokens <= max_tokens of every slot */
+  float scale;                /* finite; of the scores */
+  const void* q;              /* [batch, max_ntokens, nheads, head_dim], after RoPE */
+  int64_t q_stride_batch, q_stride_token, q_stride_head;
+  const void* k; /* [batch, max_ntokens, kv_heads, head_dim], after RoPE */
+  int64_t k_stride_batch, k_stride_token, k_stride_head;
+  const void* v; /* [batch, max_ntokens, kv_heads, head_dim] */
+  int64_t v_stride_batch, v_stride_token, v_stride_head;
+  void* k_cache; /* [nslots, kv_heads, max_tokens, head_dim], in/out: written from position to position + ntokens */
+  int64_t k_cache_stride_slot, k_cache_stride_head, k_cache_stride_token;
+  void* v_cache; /* [nslots, kv_heads, max_tokens, head_dim], in/out: as k_cache */
+  int64_t v_cache_stride_slot, v_cache_stride_head, v_cache_stride_token;
+  const int32_t* cursor; /* [nslots, at least HEADER]: every slot must have an open step */
+  int64_t cursor_stride_slot;
+  const int32_t* slots;   /* [batch], unique; < 0: padding */
+  const int32_t* parents; /* [batch, max_ntokens], an earlier token or -1, the committed ones; NULL: a chain */
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, nheads, head_dim], written; zero beyond ntokens and for padding */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_attention_step_args;
+
+LLAMBA_API int llamba_attention_step_cpu(const llamba_attention_step_args* args);
+
 /* ---- argmax: the lowest index of each row's largest logit ------------------------------------------------------- */
 
 typedef struct {

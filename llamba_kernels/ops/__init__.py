@@ -1,6 +1,7 @@
 """The operators, one file each; each is also torch.ops.llamba.<name> with its outputs as arguments."""
 
 from .argmax import argmax
+from .attention_step import attention_step
 from .cursor import cursor_begin, cursor_commit, cursor_reset
 from .gated_rms_norm import gated_rms_norm
 from .mamba2_verify import mamba2_verify
@@ -12,6 +13,7 @@ from .speculative_accept import speculative_accept
 
 __all__ = [
     "argmax",
+    "attention_step",
     "cursor_begin",
     "cursor_commit",
     "cursor_reset",
