@@ -26,6 +26,9 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cursor, "
       "Tensor slots, float scale, Tensor? parents, Tensor(c!) out) -> ()");
+  m.def(
+      "kv_compact(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor cursor, Tensor slots, Tensor accepted, "
+      "Tensor path) -> ()");
   m.def("argmax(Tensor logits, Tensor(a!) out) -> ()");
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
@@ -43,6 +46,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
   m.impl("attention_step", TORCH_BOX(&llamba::attention_step));
+  m.impl("kv_compact", TORCH_BOX(&llamba::kv_compact));
   m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }

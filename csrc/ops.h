@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace llamba {
 
@@ -32,6 +33,8 @@ void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
 void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
                     const Tensor& cursor, const Tensor& slots, double scale, const std::optional<Tensor>& parents,
                     const Tensor& out);
+void kv_compact(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches, const Tensor& cursor,
+                const Tensor& slots, const Tensor& accepted, const Tensor& path);
 void argmax(const Tensor& logits, const Tensor& out);
 void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,
                         const std::optional<Tensor>& draft_probs, const std::optional<Tensor>& uniforms,

@@ -168,6 +168,26 @@ def attention_step_formula(q, k, v, k_cache, v_cache, cursor, slots, parents=Non
     return out
 
 
+def make_kv_compact_inputs(positions, ntokens, nlayers=3, kv_heads=2, head_dim=16, dtype=torch.float32):
+    """The arguments of kv_compact by name: a random path of random length through each sequence's open step."""
+    batch, max_window, max_tokens = len(positions), max(ntokens), max(positions) + max(ntokens)
+    cursor, slots = torch.zeros(2 * batch, 11, dtype=torch.int32), (1 + 2 * torch.randperm(batch)).int()
+    accepted, path = torch.zeros(batch, dtype=torch.int32), torch.full((batch, max_window), -9, dtype=torch.int32)
+    for b, (slot, count) in enumerate(zip(slots.tolist(), ntokens, strict=True)):
+        cursor[slot, [0, 3]] = torch.tensor([positions[b], count], dtype=torch.int32)
+        accepted[b] = torch.randint(count + 1, ())
+        path[b, : accepted[b]] = torch.randperm(count)[: accepted[b]].sort().values.int()
+    caches = torch.randn(2, nlayers, 2 * batch, kv_heads, max_tokens, head_dim).to(dtype)
+    return {
+        "k_caches": list(caches[0]),
+        "v_caches": list(caches[1]),
+        "cursor": cursor,
+        "slots": slots,
+        "accepted": accepted,
+        "path": path,
+    }
+
+
 def make_rms_norm_inputs(shape, width, residual=False, dtype=torch.float32):
     """Positional arguments of rms_norm; x is (*shape, width)."""
     x = torch.randn(*shape, width).to(dtype)

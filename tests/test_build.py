@@ -108,6 +108,7 @@ def test_c_callers_of_another_version_are_refused():
         "argmax",
         "attention_step",
         "gated_rms_norm",
+        "kv_compact",
         "rms_norm",
         "rope",
         "silu_mul",

@@ -41,6 +41,7 @@ GOOD = {
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
     "argmax": dict(batch=1, ntokens=1, vocab=8),
     "attention_step": dict(batch=1, max_ntokens=1, nheads=2, kv_heads=1, head_dim=8, nslots=1, max_tokens=1),
+    "kv_compact": dict(batch=0),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
 REFUSED = [
@@ -83,6 +84,10 @@ REFUSED = [
     ("attention_step", dict(nslots=-1), "nslots must be at least 0; got -1"),
     ("attention_step", dict(max_tokens=-1), "max_tokens must be at least 0; got -1"),
     ("attention_step", dict(scale=float("nan")), "scale must be finite; got nan"),
+    *(
+        ("kv_compact", {name: -1}, f"{name} must be at least 0; got -1")
+        for name in ("batch", "max_window", "nslots", "kv_heads", "max_tokens", "head_dim", "ncaches")
+    ),
     ("speculative_accept", dict(batch=-1), "batch must be at least 0; got -1"),
     ("speculative_accept", dict(max_window=0), "max_window must be 1 to 2147483647; got 0"),
     ("speculative_accept", dict(max_window=2**31), "max_window must be 1 to 2147483647; got 2147483648"),

@@ -14,6 +14,7 @@ from llamba_kernels.ops import (
     argmax,
     attention_step,
     gated_rms_norm,
+    kv_compact,
     rms_norm,
     rope,
     silu_mul,
@@ -24,6 +25,7 @@ from llamba_kernels.testing import (
     make_argmax_inputs,
     make_attention_step_inputs,
     make_gated_rms_norm_inputs,
+    make_kv_compact_inputs,
     make_mamba2_layer,
     make_rms_norm_inputs,
     make_rope_inputs,
@@ -55,6 +57,9 @@ def outputs():
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])
             results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
+        inputs = make_kv_compact_inputs([7, 0], [5, 3], 1, dtype=dtype)
+        kv_compact(**inputs)
+        results[f"kv_compact {dtype}"] = inputs["k_caches"][0]
         for head_dim in (64, 5):
             results |= attention_outputs(head_dim, dtype)
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "llamba.h"
 
@@ -60,6 +62,12 @@ struct AnyTensor {
   AnyTensor(const std::optional<Tensor>& given) : tensor(given.has_value() ? &*given : nullptr) {}
 };
 
+// One of a list of tensors, such as k_caches[3].
+struct NamedTensor {
+  std::string name;
+  const Tensor* tensor;
+};
+
 // In the names below a leading * (an optional argument) is dropped from the sentence.
 void check_shape(const char* op, const char* name, const Tensor& tensor, const char* rule,
                  std::initializer_list<int64_t> sizes);
@@ -77,6 +85,8 @@ float check_float(const char* op, const char* name, double value);
 // other_names: of others, separated by ", ".
 void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,
                    std::initializer_list<AnyTensor> others, bool or_same);
+// No two of the tensors share memory.
+void check_apart(const char* op, const std::vector<NamedTensor>& tensors);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);
 HeadRows check_head_rows(const char* op, const char* name, const Tensor& tensor, int64_t most_dims);

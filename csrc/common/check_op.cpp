@@ -205,6 +205,20 @@ void check_written(const char* op, const char* name, const Tensor& tensor, const
   }
 }
 
+void check_apart(const char* op, const std::vector<NamedTensor>& tensors) {
+  std::vector<Span> spans;
+  for (const NamedTensor& named : tensors) spans.push_back(span_of(*named.tensor));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (spans[i].end <= spans[j].begin || spans[j].end <= spans[i].begin) continue;  // most pairs, quickly
+      if (share_memory(*tensors[i].tensor, *tensors[j].tensor)) {
+        refuse(LLAMBA_TYPE_ERROR, op, tensors[i].name.c_str(), "share no memory with ", tensors[j].name,
+               "; got one that does");
+      }
+    }
+  }
+}
+
 float check_float(const char* op, const char* name, double value) {
   const float narrow = static_cast<float>(value);
   if ((narrow == 0.0f) == (value == 0.0) && std::isinf(narrow) == std::isinf(value)) return narrow;

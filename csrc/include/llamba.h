@@ -266,6 +266,26 @@ typedef struct {
 
 LLAMBA_API int llamba_attention_step_cpu(const llamba_attention_step_args* args);
 
+/* ---- kv_compact: after a tree step, the accepted path's keys and values move to where a chain's would lie -------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                             /* of every cache */
+  int64_t batch, max_window;                      /* >= 0 */
+  int64_t nslots, kv_heads, max_tokens, head_dim; /* >= 0 */
+  int64_t ncaches;                                /* >= 0, keys and values alike */
+  void* const* caches;                            /* [ncaches] of [nslots, kv_heads, max_tokens, head_dim], in/out */
+  const int64_t* cache_strides;                   /* [ncaches, 3]: slot, head, token */
+  const int32_t* cursor;                          /* [nslots, at least HEADER]: every slot must have an open step */
+  int64_t cursor_stride_slot;
+  const int32_t* slots;    /* [batch], unique; < 0: padding */
+  const int32_t* accepted; /* [batch], 0 to ntokens */
+  const int32_t* path;     /* [batch, max_window], the first `accepted` strictly increasing, below ntokens */
+  int64_t path_stride_batch;
+} llamba_kv_compact_args;
+
+LLAMBA_API int llamba_kv_compact_cpu(const llamba_kv_compact_args* args);
+
 /* ---- argmax: the lowest index of each row's largest logit ------------------------------------------------------- */
 
 typedef struct {

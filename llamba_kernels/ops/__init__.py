@@ -4,6 +4,7 @@ from .argmax import argmax
 from .attention_step import attention_step
 from .cursor import cursor_begin, cursor_commit, cursor_reset
 from .gated_rms_norm import gated_rms_norm
+from .kv_compact import kv_compact
 from .mamba2_verify import mamba2_verify
 from .rms_norm import rms_norm
 from .rope import rope
@@ -18,6 +19,7 @@ __all__ = [
     "cursor_commit",
     "cursor_reset",
     "gated_rms_norm",
+    "kv_compact",
     "mamba2_verify",
     "rms_norm",
     "rope",
