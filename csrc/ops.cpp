@@ -30,7 +30,17 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "-> ()");
   m.def("slot_copy(Tensor(a!) cursor, Tensor(b!)[] states, Tensor(c!)[] kv, Tensor src, Tensor dst, int width) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
+  m.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def(
+      "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cursor, "
+      "Tensor slots, float scale, Tensor? parents, Tensor(c!) out) -> ()");
+  m.def(
+      "kv_compact(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor cursor, Tensor slots, Tensor accepted, "
+      "Tensor path) -> ()");
+  m.def("argmax(Tensor logits, Tensor(a!) out) -> ()");
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
       "float temperature, Tensor(a!) accepted, Tensor(b!) next_token) -> ()");
@@ -46,7 +56,13 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
+  m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
+  m.impl("rope", TORCH_BOX(&llamba::rope));
+  m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
+  m.impl("attention_step", TORCH_BOX(&llamba::attention_step));
+  m.impl("kv_compact", TORCH_BOX(&llamba::kv_compact));
+  m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }
 

@@ -36,7 +36,18 @@ void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const st
                const Tensor& src, const Tensor& dst, int64_t width);
 void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tensor& weight, double eps,
                     int64_t group_size, const Tensor& out);
+void rms_norm(const Tensor& x, const Tensor& weight, double eps, const std::optional<Tensor>& residual,
+              const Tensor& out);
+void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool interleaved,
+          const Tensor& out);
+void silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out);
 void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);
+void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
+                    const Tensor& cursor, const Tensor& slots, double scale, const std::optional<Tensor>& parents,
+                    const Tensor& out);
+void kv_compact(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches, const Tensor& cursor,
+                const Tensor& slots, const Tensor& accepted, const Tensor& path);
+void argmax(const Tensor& logits, const Tensor& out);
 void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,
                         const std::optional<Tensor>& draft_probs, const std::optional<Tensor>& uniforms,
                         double temperature, const Tensor& accepted, const Tensor& next_token);

@@ -107,7 +107,17 @@ def test_c_callers_of_another_version_are_refused():
     library = ctypes.CDLL(str(PACKAGE / "libllamba_cpu.so"))
     library.llamba_last_error.restype = ctypes.c_char_p
     args = (ctypes.c_uint64 * 64)(24)  # size is the first field of every struct
-    for op in ("gated_rms_norm", "skinny_linear", "speculative_accept"):
+    for op in (
+        "argmax",
+        "attention_step",
+        "gated_rms_norm",
+        "kv_compact",
+        "rms_norm",
+        "rope",
+        "silu_mul",
+        "skinny_linear",
+        "speculative_accept",
+    ):
         assert getattr(library, f"llamba_{op}_cpu")(args) == 1
         sentence = library.llamba_last_error().decode()
         assert re.fullmatch(rf"{op}: size must be that of the struct, \d+; got 24", sentence)

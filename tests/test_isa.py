@@ -12,10 +12,26 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
+from llamba_kernels.ops import (
+    argmax,
+    attention_step,
+    gated_rms_norm,
+    kv_compact,
+    rms_norm,
+    rope,
+    silu_mul,
+    skinny_linear,
+    speculative_accept,
+)
 from llamba_kernels.testing import (
+    make_argmax_inputs,
+    make_attention_step_inputs,
     make_gated_rms_norm_inputs,
+    make_kv_compact_inputs,
     make_mamba2_layer,
+    make_rms_norm_inputs,
+    make_rope_inputs,
+    make_silu_mul_inputs,
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
@@ -30,12 +46,35 @@ def outputs():
             case = f"{dtype} {width}"
             results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))
             results[f"skinny_linear {case}"] = skinny_linear(*make_skinny_linear_inputs((5,), width, 11, dtype=dtype))
+            inputs = make_rms_norm_inputs((5,), width, residual=True, dtype=dtype)
+            results[f"rms_norm {case}"], results[f"rms_norm residual {case}"] = rms_norm(*inputs), inputs[-1]
+            inputs = make_rope_inputs(2, 3, 2, width, width // 2 * 2, 9, dtype)
+            results[f"rope {case}"], results[f"rope interleaved {case}"] = (
+                rope(*inputs),
+                rope(*inputs, interleaved=True),
+            )
+            results[f"silu_mul {case}"] = silu_mul(*make_silu_mul_inputs((5,), width, dtype))
+            results[f"argmax {case}"] = argmax(*make_argmax_inputs((5,), 20 * width, dtype))
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])
             results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
+        inputs = make_kv_compact_inputs([7, 0], [5, 3], 1, dtype=dtype)
+        kv_compact(**inputs)
+        results[f"kv_compact {dtype}"] = inputs["k_caches"][0]
+        for head_dim in (64, 5):
+            results |= attention_outputs(head_dim, dtype)
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
+    return results
+
+
+def attention_outputs(head_dim, dtype):
+    """A chain's and a tree's outputs over one chunk of keys and over several."""
+    results = {}
+    for tree in (False, True):
+        inputs = make_attention_step_inputs([20, 700], [3, 5], 4, 2, head_dim, tree=tree, dtype=dtype)
+        results[f"attention_step {dtype} head_dim {head_dim} tree {tree}"] = attention_step(**inputs)
     return results
 
 

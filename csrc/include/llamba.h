@@ -253,6 +253,63 @@ typedef struct {
 
 LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
 
+/* ---- rms_norm: x / sqrt(mean(x^2) + eps) * weight, after an addition if there is a residual ------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                    /* x, weight, residual, out */
+  int64_t batch, ntokens, nheads, width; /* >= 0; each row of width has its own norm */
+  float eps;                             /* > 0 */
+  const void* x;                         /* [batch, ntokens, nheads, width] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const void* weight; /* [width] */
+  void* residual;     /* [batch, ntokens, nheads, width], in/out: x is added, and the sum is normed; or NULL: x is */
+  int64_t residual_stride_batch, residual_stride_token, residual_stride_head;
+  void* out; /* [batch, ntokens, nheads, width], written; may be x */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_rms_norm_args;
+
+LLAMBA_API int llamba_rms_norm_cpu(const llamba_rms_norm_args* args);
+
+/* ---- rope: rotary position embedding ---------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                       /* x, out */
+  int64_t batch, ntokens, nheads, head_dim; /* >= 0 */
+  int64_t rotary_dim;                       /* even, at most head_dim; the elements after it are copied */
+  int64_t npositions;                       /* >= 0 */
+  int32_t interleaved;                      /* pairs are 2 i and 2 i + 1; 0: i and i + rotary_dim / 2 */
+  const void* x;                            /* [batch, ntokens, nheads, head_dim] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const float* cos; /* [npositions, rotary_dim / 2] */
+  int64_t cos_stride_position;
+  const float* sin; /* [npositions, rotary_dim / 2] */
+  int64_t sin_stride_position;
+  const int32_t* positions; /* [batch, ntokens], below npositions; < 0: padding */
+  int64_t positions_stride_batch;
+  void* out; /* [batch, ntokens, nheads, head_dim], written, zero for padding; may be x */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_rope_args;
+
+LLAMBA_API int llamba_rope_cpu(const llamba_rope_args* args);
+
+/* ---- silu_mul: silu(gate) * up --------------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;            /* gate, up, out */
+  int64_t batch, ntokens, width; /* >= 0 */
+  const void* gate;              /* [batch, ntokens, width] */
+  int64_t gate_stride_batch, gate_stride_token;
+  const void* up; /* [batch, ntokens, width] */
+  int64_t up_stride_batch, up_stride_token;
+  void* out; /* [batch, ntokens, width], written; may be gate or up */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_silu_mul_args;
+
+LLAMBA_API int llamba_silu_mul_cpu(const llamba_silu_mul_args* args);
+
 /* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
 
 typedef struct {
@@ -269,6 +326,75 @@ typedef struct {
 } llamba_skinny_linear_args;
 
 LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
+
+/* ---- attention_step: attention of a layer for the open step ------------------------------------------------------
+ * A token of the step sees the slot's `position` committed tokens, then its path: in a chain the step's tokens up to
+ * itself, in a tree its ancestors and itself. Of the cursor the header alone is read. What is written overlaps nothing
+ * else. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* q, k, v, k_cache, v_cache, out */
+  int64_t batch, max_ntokens; /* >= 0; max_ntokens >= ntokens of every slot */
+  int64_t nheads, kv_heads;   /* kv_heads divides nheads; head h reads kv head h / (nheads / kv_heads) */
+  int64_t head_dim;           /* 1 to 256 */
+  int64_t nslots, max_tokens; /* >= 0; position + ntokens <= max_tokens of every slot */
+  float scale;                /* finite; of the scores */
+  const void* q;              /* [batch, max_ntokens, nheads, head_dim], after RoPE */
+  int64_t q_stride_batch, q_stride_token, q_stride_head;
+  const void* k; /* [batch, max_ntokens, kv_heads, head_dim], after RoPE */
+  int64_t k_stride_batch, k_stride_token, k_stride_head;
+  const void* v; /* [batch, max_ntokens, kv_heads, head_dim] */
+  int64_t v_stride_batch, v_stride_token, v_stride_head;
+  void* k_cache; /* [nslots, kv_heads, max_tokens, head_dim], in/out: written from position to position + ntokens */
+  int64_t k_cache_stride_slot, k_cache_stride_head, k_cache_stride_token;
+  void* v_cache; /* [nslots, kv_heads, max_tokens, head_dim], in/out: as k_cache */
+  int64_t v_cache_stride_slot, v_cache_stride_head, v_cache_stride_token;
+  const int32_t* cursor; /* [nslots, at least HEADER]: every slot must have an open step */
+  int64_t cursor_stride_slot;
+  const int32_t* slots;   /* [batch], unique; < 0: padding */
+  const int32_t* parents; /* [batch, max_ntokens], an earlier token or -1, the committed ones; NULL: a chain */
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, nheads, head_dim], written; zero beyond ntokens and for padding */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_attention_step_args;
+
+LLAMBA_API int llamba_attention_step_cpu(const llamba_attention_step_args* args);
+
+/* ---- kv_compact: after a tree step, the accepted path's keys and values move to where a chain's would lie -------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                             /* of every cache */
+  int64_t batch, max_window;                      /* >= 0 */
+  int64_t nslots, kv_heads, max_tokens, head_dim; /* >= 0 */
+  int64_t ncaches;                                /* >= 0, keys and values alike */
+  void* const* caches;                            /* [ncaches] of [nslots, kv_heads, max_tokens, head_dim], in/out */
+  const int64_t* cache_strides;                   /* [ncaches, 3]: slot, head, token */
+  const int32_t* cursor;                          /* [nslots, at least HEADER]: every slot must have an open step */
+  int64_t cursor_stride_slot;
+  const int32_t* slots;    /* [batch], unique; < 0: padding */
+  const int32_t* accepted; /* [batch], 0 to ntokens */
+  const int32_t* path;     /* [batch, max_window], the first `accepted` strictly increasing, below ntokens */
+  int64_t path_stride_batch;
+} llamba_kv_compact_args;
+
+LLAMBA_API int llamba_kv_compact_cpu(const llamba_kv_compact_args* args);
+
+/* ---- argmax: the lowest index of each row's largest logit ------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* logits */
+  int64_t batch, ntokens; /* >= 0 */
+  int64_t vocab;          /* >= 1 */
+  const void* logits;     /* [batch, ntokens, vocab] */
+  int64_t logits_stride_batch, logits_stride_token;
+  int64_t* out; /* [batch, ntokens], written */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_argmax_args;
+
+LLAMBA_API int llamba_argmax_cpu(const llamba_argmax_args* args);
 
 /* ---- speculative_accept: how many tokens of a window stay, and the token that follows -------------------------- */
 
