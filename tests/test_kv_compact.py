@@ -126,7 +126,7 @@ CACHE, SHARED = torch.zeros(2, 1, 8, 4), torch.zeros(100)
 SHAPE = "have shape (nslots, kv_heads, max_tokens, head_dim) = (2, 1, 8, 4)"
 REFUSED = {
     "no caches": (dict(k_caches=[], v_caches=[]), ValueError, "caches_of_keys must be 1 to 2147483647; got 0"),
-    "a missing cache": (dict(v_caches=[CACHE]), ValueError, "caches_of_values must be 2 to 2; got 1"),
+    "a missing cache": (dict(v_caches=[CACHE]), ValueError, "caches_of_values must be 2; got 1"),
     "cache dim": (
         dict(k_caches=[CACHE[0], CACHE]),
         ValueError,
