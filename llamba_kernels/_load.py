@@ -1,7 +1,10 @@
 """Loads the native library; calls its operators and turns their refusals into ValueError and TypeError."""
 
 import ctypes
+import functools
+import inspect
 import os
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -26,16 +29,85 @@ for _name in ("llamba_op_error", "llamba_isa_cpu", "llamba_cuda_archs", "llamba_
 _ERRORS = {1: ValueError, 2: TypeError}  # llamba_status in csrc/include/llamba.h
 
 
+def operator(wrapper):
+    """Decorates the Python function of the operator of its name: registers the fake, checks the arguments' types.
+
+    Most types are looked at only once something has failed, so a call that works pays next to nothing for it.
+    """
+    op = getattr(torch.ops.llamba, wrapper.__name__).default
+    torch.library.register_fake(op.name(), _fake(op))
+    parameters = inspect.signature(wrapper).parameters
+    names = list(parameters)
+    schema = [argument for argument in op._schema.arguments if argument.name in parameters]
+    numbers = [(names.index(arg.name), arg.name) for arg in schema if str(arg.type) in ("int", "float")]
+
+    def refuse_types(args, kwargs):
+        given = dict(zip(names, args, strict=False)) | kwargs
+        absent = [name for name in given if given[name] is None and parameters[name].default is None]
+        _refuse_types(op, [(arg, given[arg.name]) for arg in schema if arg.name in given and arg.name not in absent])
+
+    @functools.wraps(wrapper)
+    def checked(*args, **kwargs):
+        for i, name in numbers:  # torch would make a number of it: 8 of tensor(8.5)
+            if isinstance(args[i] if i < len(args) else kwargs.get(name), torch.Tensor):
+                refuse_types(args, kwargs)
+        try:
+            return wrapper(*args, **kwargs)
+        except Exception:
+            refuse_types(args, kwargs)
+            raise
+
+    return checked
+
+
 def call(op, *args):
     """op(*args); a refused call raises ValueError or TypeError with the operator's one sentence."""
     if torch.is_grad_enabled():
         _refuse_gradients(op, args)
     try:
         op(*args)
-    except NotImplementedError:  # torch's, before the operator sees the call
-        raise TypeError(_no_kernel(op, args)) from None
     except RuntimeError as error:
+        _refuse_types(op, zip(op._schema.arguments, args, strict=True))
+        if isinstance(error, NotImplementedError):  # torch's, before the operator sees the call
+            error = TypeError(_no_kernel(op, args))
         raise _refusal(error) from None
+
+
+def _fake(op):
+    """All outputs are arguments, so there is nothing to return. torch comes here, too, when one tensor is on meta."""
+
+    def fake(*args):
+        _refuse_types(op, zip(op._schema.arguments, args, strict=True))
+        devices = sorted({value.device.type for value in args if isinstance(value, torch.Tensor)})
+        if len(devices) > 1:
+            raise TypeError(
+                f"{_name(op)}: tensors must be on one device, all on meta or none; got {', '.join(devices)}"
+            )
+
+    return fake
+
+
+_TYPES = {  # of a schema: what torch takes for it, how a sentence says so, and the bits of an int that are too many
+    "Tensor": (torch.Tensor, "a tensor", None),
+    "int": ((Integral, torch.SymInt), "an int", 64),
+    "float": ((Real, torch.SymInt, torch.SymFloat), "a number", 1024),
+}
+
+
+def _refuse_types(op, arguments):
+    """One sentence where torch would write a paragraph, or where it makes an empty tensor of None."""
+    for arg, value in arguments:
+        kind = str(arg.type).removeprefix("Optional[").removesuffix("]")
+        optional = kind != str(arg.type)
+        if kind not in _TYPES or (optional and value is None):
+            continue
+        types, text, bits = _TYPES[kind]
+        rule = f"{_name(op)}: {arg.name} must be {text}{' or None' if optional else ''}"
+        if not isinstance(value, types):
+            got = "None" if value is None else f"{type(value).__name__} {value!r}".splitlines()[0][:100]
+            raise TypeError(f"{rule}; got {got}") from None
+        if isinstance(value, int) and value.bit_length() >= bits:
+            raise ValueError(f"{rule} of fewer than {bits} bits; got one of {value.bit_length()}") from None
 
 
 def _refuse_gradients(op, args):

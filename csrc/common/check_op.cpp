@@ -56,7 +56,7 @@ const char* dtype_text(ScalarType dtype) {
     case ScalarType::Short: return "int16";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
-    default: return "another dtype";
+    default: return torch::headeronly::toString(dtype);
   }
 }
 
