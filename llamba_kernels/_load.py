@@ -29,6 +29,9 @@ for _name in ("llamba_op_error", "llamba_isa_cpu", "llamba_cuda_archs", "llamba_
 _ERRORS = {1: ValueError, 2: TypeError}  # llamba_status in csrc/include/llamba.h
 
 
+_IMPLEMENTATIONS = torch.library.Library("llamba", "IMPL")
+
+
 def operator(wrapper):
     """Decorates the Python function of the operator of its name: registers the fake, checks the arguments' types.
 
@@ -36,6 +39,7 @@ def operator(wrapper):
     """
     op = getattr(torch.ops.llamba, wrapper.__name__).default
     torch.library.register_fake(op.name(), _fake(op))
+    _IMPLEMENTATIONS.impl(op.name(), _refuse_negative_views(op), "Negative")
     parameters = inspect.signature(wrapper).parameters
     names = list(parameters)
     schema = [argument for argument in op._schema.arguments if argument.name in parameters]
@@ -68,9 +72,7 @@ def call(op, *args):
         op(*args)
     except RuntimeError as error:
         _refuse_types(op, zip(op._schema.arguments, args, strict=True))
-        if isinstance(error, NotImplementedError):  # torch's, before the operator sees the call
-            error = TypeError(_no_kernel(op, args))
-        raise _refusal(error) from None
+        raise _refusal(op, args, error) from None
 
 
 def _fake(op):
@@ -85,6 +87,15 @@ def _fake(op):
             )
 
     return fake
+
+
+def _refuse_negative_views(op):
+    """torch's own way with them copies what is written, and fails after the call if an optional argument is None."""
+
+    def refuse(*args):
+        raise TypeError(f"{_name(op)}: tensors must be plain strided ones; got a negative view")
+
+    return refuse
 
 
 _TYPES = {  # of a schema: what torch takes for it, how a sentence says so, and the bits of an int that are too many
@@ -120,20 +131,18 @@ def _refuse_gradients(op, args):
             )
 
 
-def _no_kernel(op, args):
-    """torch's own text for a device without a kernel is two pages long."""
-    tensors = [value for value in args if isinstance(value, torch.Tensor)]
-    got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
-    rule = "tensors must be strided and on a device that the operator's docstring names"
-    return f"{_name(op)}: {rule}; got {', '.join(got)}"
-
-
 def _name(op):
     return op._schema.name.removeprefix("llamba::")
 
 
-def _refusal(error):
+def _refusal(op, args, error):
     # The sentence is compared because torch itself may have refused the call before the operator saw it.
-    if str(error) != native.llamba_op_error().decode():
+    if str(error) == native.llamba_op_error().decode():
+        return _ERRORS.get(native.llamba_op_status(), RuntimeError)(str(error))
+    if not isinstance(error, NotImplementedError):
         return error
-    return _ERRORS.get(native.llamba_op_status(), RuntimeError)(str(error))
+    # torch's own text for a device without a kernel is two pages long
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
+    rule = "tensors must be plain strided ones on a device that the operator's docstring names"
+    return TypeError(f"{_name(op)}: {rule}; got {', '.join(got)}")

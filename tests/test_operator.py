@@ -43,6 +43,17 @@ REFUSED = {
     ),
     "large int": (norm(group_size=2**70), ValueError, "group_size must be an int of fewer than 64 bits; got one of 71"),
     "large float": (norm(eps=10**400), ValueError, "eps must be a number of fewer than 1024 bits; got one of 1329"),
+    "negative view": (
+        linear(out=torch._neg_view(OUT)),
+        TypeError,
+        "tensors must be plain strided ones; got a negative view",
+    ),
+    "sparse": (
+        linear(x=X.to_sparse()),
+        TypeError,
+        "tensors must be plain strided ones on a device that the operator's docstring names; "
+        "got sparse_coo on cpu, strided on cpu",
+    ),
     "complex dtype": (
         linear(x=X.to(torch.complex64)),
         TypeError,
