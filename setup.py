@@ -215,6 +215,14 @@ class BuildNative(build_ext):
     def get_ext_filename(self, fullname):
         return fullname.replace(".", "/") + ".so"  # no Python ABI tag: the libraries do not use Python
 
+    def run(self):
+        if self.inplace and SANITIZER:
+            stop(
+                "LLAMBA_SANITIZE must be empty for a build in place (python setup.py build puts its libraries "
+                f"elsewhere); got {SANITIZER}"
+            )
+        super().run()
+
     def build_extensions(self):
         folder = ROOT / build_folder(SANITIZER)
         (folder / "native").mkdir(parents=True, exist_ok=True)
@@ -230,8 +238,6 @@ class BuildNative(build_ext):
             shutil.copy2(folder / "native" / target.name, target)
 
     def copy_extensions_to_source(self):
-        if SANITIZER:
-            stop("an in-place build must be an ordinary one (python setup.py build); got LLAMBA_SANITIZE=address")
         for path in (ROOT / PACKAGE).glob("*.so"):  # of an earlier build, perhaps one with CUDA
             path.unlink()
         super().copy_extensions_to_source()
