@@ -87,11 +87,10 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   CHECK_SAME_DTYPE(out, xBC);
   CHECK_STRIDE(out, -1, 1);
   CHECK_SAME_DEVICE(out, xBC);
-  // rows and dt_rows may be columns of one buffer, so they are not held against each other
-  CHECK_WRITTEN(out, xBC, dt, checkpoint, rows, dt_rows);
-  CHECK_WRITTEN(checkpoint, xBC, dt, rows, dt_rows);
-  CHECK_WRITTEN(rows, xBC, dt);
-  CHECK_WRITTEN(dt_rows, xBC, dt);
+  CHECK_WRITTEN(out, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, checkpoint, rows, dt_rows);
+  CHECK_WRITTEN(checkpoint, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, rows, dt_rows);
+  CHECK_WRITTEN(rows, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, dt_rows);
+  CHECK_WRITTEN(dt_rows, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots);
 
   args.batch = static_cast<int32_t>(batch);
   args.max_ntokens = static_cast<int32_t>(max_ntokens);
