@@ -65,7 +65,9 @@ def check_unchanged(before, after, written=()):
                 may_change |= bytes_of(value)
         changed = ((memory != before[address]) & ~may_change).nonzero().flatten()
         if len(changed):
-            raise Violation(f"changed {len(changed)} bytes that are not its to write, the first at {changed[0].item()}")
+            raise Violation(
+                f"changed memory that is not its to write: {len(changed)} bytes, the first at {changed[0].item()}"
+            )
 
 
 def check_values(name, actual, expected):
@@ -103,6 +105,8 @@ def check_call(op, arguments, is_valid):
             raise Violation(f"refused a valid call: {error}") from None
         check_unchanged(before, storages(given))
         return False
+    if given and all(value.is_meta for value in given.values()):
+        return True  # nothing is computed then
     try:
         expected = op.expect(**(arguments | copies))
     except Exception as error:

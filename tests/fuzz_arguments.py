@@ -53,7 +53,7 @@ def embed(tensor, draw, any_strides=False):
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
     storage = torch.full((offset + (span if tensor.numel() else 0) + draw.choice((0, 0, 2)),), trap(tensor.dtype))
     storage = storage.to(tensor.dtype)
-    return storage.as_strided(tensor.shape, strides, offset).copy_(tensor)
+    return storage.as_strided(tensor.shape, strides, offset).copy_(tensor.detach())
 
 
 # ---- mutations: each changes one argument or two in place and says what it did, or finds nothing to change ----
@@ -127,7 +127,7 @@ def change_memory(arguments, draw):
     for name, tensor, start in zip(names, (first, second), starts, strict=True):
         typed = memory[: len(memory) // 16 * 16].view(tensor.dtype)
         strides = tensor.new_empty(tensor.shape, device="meta").stride()
-        arguments[name] = typed.as_strided(tensor.shape, strides, start // tensor.element_size()).copy_(tensor)
+        arguments[name] = typed.as_strided(tensor.shape, strides, start // tensor.element_size()).copy_(tensor.detach())
     return f"{names[0]} and {names[1]} in one storage, {starts[1] - starts[0]} bytes apart"
 
 
@@ -142,7 +142,7 @@ def change_kind(arguments, draw):
     """Something else for a tensor, or a tensor for something else."""
     name = draw.choice(list(arguments))
     if isinstance(arguments[name], torch.Tensor):
-        arguments[name] = draw.choice((None, 3, 2.5, "x", [1.0], arguments[name].tolist(), torch.float32))
+        arguments[name] = draw.choice((None, 3, 2.5, "x", [1.0], torch.ones(2).numpy(), torch.float32))
     elif arguments[name] is None:
         arguments[name] = draw.choice((3, "x", torch.ones(2, 3), *(arguments[n] for n in _tensors(arguments, draw))))
     else:
@@ -155,7 +155,7 @@ def change_number(arguments, draw):
     if not names:
         return None
     name = draw.choice(names)
-    arguments[name] = draw.choice((*INTS, *FLOATS, arguments[name] + 1, arguments[name] - 1, True))
+    arguments[name] = draw.choice((*INTS, *FLOATS, arguments[name] + 1, arguments[name] - 1))
     return f"{name} {arguments[name]!r}"
 
 
@@ -172,18 +172,28 @@ def change_layout(arguments, draw):
 
 
 def change_data(arguments, draw):
-    """A value that no shape shows: a slot out of range or twice, a broken cursor, a NaN."""
-    for name in _tensors(arguments, draw, lambda tensor: tensor.numel() > 0 and not tensor.dtype.is_complex)[:1]:
+    """Values that no shape shows: a slot out of range or twice, a broken cursor, a NaN; rather of integers."""
+    names = _tensors(arguments, draw, lambda tensor: tensor.numel() > 0 and not tensor.dtype.is_complex)
+    names.sort(key=lambda name: arguments[name].is_floating_point() and draw.random() < 0.8)
+    for name in names[:1]:
         tensor = arguments[name] = embed(arguments[name], draw)
-        index = tuple(draw.randrange(size) for size in tensor.shape)
-        if tensor.is_floating_point():
-            tensor[index] = draw.choice((float("nan"), float("inf"), -float("inf"), 0.0, -1.0))
-        else:
-            most = trap(tensor.dtype)
-            tensor[index] = draw.choice((0, 1, most, most - 1, most // 2, most & draw.randrange(8)))
-            if tensor.dtype.is_signed:
-                tensor[index] *= draw.choice((1, -1))
-        return f"{name}{list(index)} = {tensor[index].item()!r}"
+        changed = []
+        for _ in range(draw.choice((1, 1, 2, 3))):
+            index = tuple(
+                min(draw.randrange(size), draw.randrange(size)) for size in tensor.shape
+            )  # headers come first
+            if tensor.is_floating_point():
+                value = draw.choice((float("nan"), float("inf"), -float("inf"), 0.0, -1.0))
+            elif tensor.dtype is torch.bool:
+                value = draw.random() < 0.5
+            else:
+                most, least = trap(tensor.dtype), torch.iinfo(tensor.dtype).min
+                near, other = int(tensor[index]), int(draw.choice(tensor.flatten()))
+                value = draw.choice((0, -1, 1, least, most, most - 1, other, near - 1, near + 1, draw.randrange(32)))
+                value = min(max(value, least), most)
+            tensor[index] = value
+            changed.append(f"{name}{list(index)} = {value}")
+        return ", ".join(changed)
 
 
 MUTATIONS = (

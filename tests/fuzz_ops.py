@@ -93,7 +93,7 @@ def draw_gated_rms_norm(draw):
 def expect_gated_rms_norm(x, z, weight, eps, group_size, out):
     """No cancellation anywhere: a relative error of some roundings per step and of n in the sum, and of silu's exp."""
     require(eps > 0 and x.shape[-1] % group_size == 0, "eps is positive and group_size divides the width")
-    value = gated_rms_norm_ref(x, z, weight, eps, group_size)
+    value = gated_rms_norm_ref(x, z, weight, float(eps), group_size)
     return {"out": (value, (group_size + 32) * ROUNDING * value.abs() + stored(value, x.dtype))}
 
 
@@ -130,7 +130,7 @@ def expect_speculative_accept(logits, drafts, ntokens, draft_probs, uniforms, te
     """Exact, except that a uniform within 1e-5 of a boundary may fall to either side of it (fp32 exponentials)."""
     batch, window, vocab = logits.shape
     require(0 < temperature < float("inf"), "temperature is positive and finite")
-    require(draft_probs is None or uniforms is not None, "greedy takes no probabilities")
+    require(draft_probs is None or draft_probs.numel() == 0 or uniforms is not None, "greedy takes no probabilities")
     require(ntokens.dtype == torch.int32 and ntokens.shape == (batch,), "ntokens is (batch) int32")
     require(drafts.dtype == torch.int64 and drafts.shape == (batch, window - 1), "drafts is (batch, window - 1) int64")
     for b, count in enumerate(ntokens.tolist()):
@@ -140,11 +140,21 @@ def expect_speculative_accept(logits, drafts, ntokens, draft_probs, uniforms, te
         if uniforms is not None:
             read = torch.cat([uniforms[b, : count - 1], uniforms[b, -1:]])
             require(((read >= 0) & (read < 1)).all(), "uniforms are in [0, 1)")
-    temperature = min(max(temperature, 2.0**-126), 2.0**126)  # the same law as beyond, and the reference stays finite
+    temperature = min(
+        max(float(temperature), 2.0**-126), 2.0**126
+    )  # the same law as beyond, and the reference stays finite
+    # what q is elsewhere than at the drafts is not checked: with a NaN there any token may follow, but a token
+    unknown, q = torch.zeros(batch, dtype=torch.bool), None
+    if draft_probs is not None:
+        q = draft_probs.nan_to_num()
+        read = torch.arange(window - 1) < ntokens[:, None] - 1
+        unknown = (read[..., None] & ~draft_probs.isfinite()).flatten(1).any(-1)
     outcomes = []
     for shift in (0.0, -1e-5, 1e-5) if uniforms is not None else (0.0,):
         shifted = None if uniforms is None else (uniforms.double() + shift).clamp(0, 1 - 2**-53)
-        outcomes.append(speculative_accept_ref(logits, drafts, ntokens, draft_probs, shifted, temperature))
+        outcomes.append(speculative_accept_ref(logits, drafts, ntokens, q, shifted, temperature))
+    for accept, token in (torch.ones_like(ntokens), 0), (ntokens, vocab - 1):
+        outcomes.append((torch.where(unknown, accept, outcomes[0][0]), torch.where(unknown, token, outcomes[0][1])))
     return {name: between([outcome[i] for outcome in outcomes]) for i, name in enumerate(("accepted", "next_token"))}
 
 
@@ -250,7 +260,7 @@ def check_session(cursor, width, fold_every, max_rollback, max_window):
 
 def expect_cursor_reset(cursor, slots, prompt, width, fold_every, max_rollback, max_window):
     capacity = cursor.shape[1] - 4 - (width - 1)
-    if prompt is not None:
+    if prompt is not None and len(slots):
         check_session(cursor, width, fold_every, max_rollback, max_window)
         require(prompt.dtype == torch.int32 and prompt.shape == slots.shape, "prompt is (batch) int32")
     for i, slot in listed_slots(cursor, slots):
