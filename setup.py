@@ -7,6 +7,8 @@ libllamba_cuda.so  every *_launch.cu and *_cuda.cpp. No torch. Only with nvcc; _
 
 Environment: LLAMBA_CUDA=0|1|auto (auto: build it if nvcc is found), LLAMBA_CUDA_ARCHS="80 86 90a", MAX_JOBS, CXX,
 CUDACXX or CUDA_HOME. Compiled files stay in build/, so that the next build compiles only what has changed.
+LLAMBA_SANITIZE=address: `python setup.py build` puts a copy of the package with AddressSanitizer and
+UndefinedBehaviorSanitizer in its CPU libraries into build/address/lib, beside whatever else is built.
 """
 
 import importlib.metadata
@@ -49,6 +51,11 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": AVX512_FLAGS,
     "avx512bf16": f"{AVX512_FLAGS} -mavx512bf16",
+}
+# -O1: at -O3 the checks take six times as long to compile.
+SANITIZE_FLAGS = {
+    "": "",
+    "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
 }
 NVCC_FLAGS = (
     "-std=c++20 -O3 -fmad=false -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Icsrc -Icsrc/include"
@@ -110,6 +117,14 @@ def find_archs(nvcc):
     return archs
 
 
+def find_sanitizer():
+    """ "address" or, for the ordinary build, ""."""
+    wish = os.environ.get("LLAMBA_SANITIZE", "")
+    if wish not in SANITIZE_FLAGS:
+        stop(f"LLAMBA_SANITIZE must be address or empty; got {wish}")
+    return wish
+
+
 def find_ninja():
     """The ninja of the PyPI package, which need not be on PATH, or the system's."""
     if importlib.util.find_spec("ninja"):
@@ -120,10 +135,10 @@ def find_ninja():
 
 
 class NinjaFile:
-    """build/build.ninja; paths are relative to the repository root, where ninja runs."""
+    """<folder>/build.ninja; paths are relative to the repository root, where ninja runs."""
 
-    def __init__(self):
-        self.lines = ["ninja_required_version = 1.5", "builddir = build"]
+    def __init__(self, folder):
+        self.lines = ["ninja_required_version = 1.5", f"builddir = {folder}"]
 
     def rule(self, name, command, **settings):
         settings = {"command": command, "description": f"{name} $out", **settings}
@@ -139,18 +154,25 @@ def sources(*patterns):
     return sorted({path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)})
 
 
+def build_folder(sanitizer):
+    """Each kind of build has its own objects, so that changing the kind compiles nothing twice."""
+    return f"build/{sanitizer}" if sanitizer else "build"
+
+
 def quote(path):
     return shlex.quote(str(path)).replace("$", "$$")
 
 
-def ninja_file(torch, cxx, nvcc, archs):
-    """The whole compile graph. Libraries go to build/native."""
-    ninja = NinjaFile()
-    ninja.rule("cxx", f"{cxx} -MD -MF $out.d {CXX_FLAGS} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
-    ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs $flags")
+def ninja_file(torch, cxx, nvcc, archs, sanitizer):
+    """The whole compile graph. Libraries go to <folder>/native."""
+    folder, sanitize = build_folder(sanitizer), SANITIZE_FLAGS[sanitizer]
+    ninja = NinjaFile(folder)
+    compiler_flags = f"{CXX_FLAGS} {sanitize}"
+    ninja.rule("cxx", f"{cxx} -MD -MF $out.d {compiler_flags} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
+    ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs {sanitize} $flags")
 
     def compile_cxx(source, flags="", suffix=""):
-        return ninja.build("cxx", f"build/{source}{suffix}.o", [source], flags=flags)
+        return ninja.build("cxx", f"{folder}/{source}{suffix}.o", [source], flags=flags)
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     machine = "-DLLAMBA_X86" if x86 else ""
@@ -162,14 +184,14 @@ def ninja_file(torch, cxx, nvcc, archs):
             if isa == "avx512bf16" and "__AVX512BF16__" not in (ROOT / source).read_text():
                 continue  # it would be the avx512 code: csrc/common/cpu_isa.h calls that instead
             objects.append(compile_cxx(source, f"{machine} -DLLAMBA_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
-    cpu = ninja.build("link", "build/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
+    cpu = ninja.build("link", f"{folder}/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
 
     torch_flags = f"{TORCH_FLAGS} -isystem {quote(torch / 'include')}"
     objects = [compile_cxx(source, torch_flags) for source in sources("csrc/ops.cpp", "csrc/*/*_op.cpp")]
     # --no-as-needed: libtorch.so itself must stay in NEEDED, through it the weak CUDA stream function is found.
     torch_libraries = f"-L{quote(torch / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu -ldl"
-    libraries = f"-Lbuild/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' {torch_libraries}"
-    ninja.build("link", "build/native/_C.so", objects, implicit=[cpu], flags=libraries)
+    libraries = f"-L{folder}/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' {torch_libraries}"
+    ninja.build("link", f"{folder}/native/_C.so", objects, implicit=[cpu], flags=libraries)
 
     if nvcc:
         codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
@@ -178,10 +200,10 @@ def ninja_file(torch, cxx, nvcc, archs):
         ninja.rule("nvcc", compile_cuda, depfile="$out.d", deps="gcc")
         hide = "-Xlinker --exclude-libs,ALL,-soname,libllamba_cuda.so"  # the static runtime's symbols stay inside
         ninja.rule("nvcc_link", f"{quote(nvcc)} -shared -cudart static -o $out $in {hide}")
-        objects = [ninja.build("nvcc", f"build/{source}.o", [source]) for source in sources("csrc/*/*_launch.cu")]
+        objects = [ninja.build("nvcc", f"{folder}/{source}.o", [source]) for source in sources("csrc/*/*_launch.cu")]
         archs_flag = f"-DLLAMBA_CUDA_ARCHS='\"{' '.join(archs)}\"'"
         objects += [compile_cxx(source, archs_flag) for source in sources("csrc/*/*_cuda.cpp")]
-        ninja.build("nvcc_link", "build/native/libllamba_cuda.so", [*objects, "build/csrc/common/error.cpp.o"])
+        ninja.build("nvcc_link", f"{folder}/native/libllamba_cuda.so", [*objects, f"{folder}/csrc/common/error.cpp.o"])
     return "\n".join(ninja.lines) + "\n"
 
 
@@ -199,18 +221,27 @@ class BuildNative(build_ext):
     def get_ext_filename(self, fullname):
         return fullname.replace(".", "/") + ".so"  # no Python ABI tag: the libraries do not use Python
 
+    def run(self):
+        if self.inplace and SANITIZER:
+            stop(
+                "LLAMBA_SANITIZE must be empty for a build in place (python setup.py build puts its libraries "
+                f"elsewhere); got {SANITIZER}"
+            )
+        super().run()
+
     def build_extensions(self):
-        (ROOT / "build" / "native").mkdir(parents=True, exist_ok=True)
-        (ROOT / "build" / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS))
+        folder = ROOT / build_folder(SANITIZER)
+        (folder / "native").mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS, SANITIZER))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([*find_ninja(), "-f", "build/build.ninja", *jobs], cwd=ROOT).returncode != 0:
+        if subprocess.run([*find_ninja(), "-f", folder / "build.ninja", *jobs], cwd=ROOT).returncode != 0:
             stop("the native build must succeed; the compiler's messages are above")
-        for log in [ROOT / "build" / "ptxas.log"] if NVCC else []:
-            log.write_text("\n".join(path.read_text() for path in sorted((ROOT / "build" / "csrc").rglob("*.ptxas"))))
+        for log in [folder / "ptxas.log"] if NVCC else []:
+            log.write_text("\n".join(path.read_text() for path in sorted((folder / "csrc").rglob("*.ptxas"))))
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / "build" / "native" / target.name, target)
+            shutil.copy2(folder / "native" / target.name, target)
 
     def copy_extensions_to_source(self):
         for path in (ROOT / PACKAGE).glob("*.so"):  # of an earlier build, perhaps one with CUDA
@@ -229,10 +260,12 @@ if __name__ == "__main__":
     if not sys.platform.startswith("linux"):
         stop(f"the operating system must be Linux; got {sys.platform}")
     TORCH = find_torch()
-    NVCC = find_nvcc()
+    SANITIZER = find_sanitizer()
+    NVCC = None if SANITIZER else find_nvcc()
     ARCHS = find_archs(NVCC) if NVCC else []
     libraries = ["libllamba_cpu", "_C"] + (["libllamba_cuda"] if NVCC else [])
     setuptools.setup(
         ext_modules=[setuptools.Extension(f"{PACKAGE}.{library}", []) for library in libraries],
+        options={"build": {"build_lib": f"{build_folder(SANITIZER)}/lib"}} if SANITIZER else {},
         cmdclass={"build": BuildFresh, "build_ext": BuildNative, "bdist_wheel": AnyPython},
     )

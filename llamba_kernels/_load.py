@@ -1,7 +1,10 @@
 """Loads the native library; calls its operators and turns their refusals into ValueError and TypeError."""
 
 import ctypes
+import functools
+import inspect
 import os
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -26,16 +29,96 @@ for _name in ("llamba_op_error", "llamba_isa_cpu", "llamba_cuda_archs", "llamba_
 _ERRORS = {1: ValueError, 2: TypeError}  # llamba_status in csrc/include/llamba.h
 
 
+_IMPLEMENTATIONS = torch.library.Library("llamba", "IMPL")
+
+
+def operator(wrapper):
+    """Decorates the Python function of the operator of its name: registers the fake, checks the arguments' types.
+
+    Most types are looked at only once something has failed, so a call that works pays next to nothing for it.
+    """
+    op = getattr(torch.ops.llamba, wrapper.__name__).default
+    torch.library.register_fake(op.name(), _fake(op))
+    _IMPLEMENTATIONS.impl(op.name(), _refuse_negative_views(op), "Negative")
+    parameters = inspect.signature(wrapper).parameters
+    names = list(parameters)
+    schema = [argument for argument in op._schema.arguments if argument.name in parameters]
+    numbers = [(names.index(arg.name), arg.name) for arg in schema if str(arg.type) in ("int", "float")]
+
+    def refuse_types(args, kwargs):
+        given = dict(zip(names, args, strict=False)) | kwargs
+        absent = [name for name in given if given[name] is None and parameters[name].default is None]
+        _refuse_types(op, [(arg, given[arg.name]) for arg in schema if arg.name in given and arg.name not in absent])
+
+    @functools.wraps(wrapper)
+    def checked(*args, **kwargs):
+        for i, name in numbers:  # torch would make a number of it: 8 of tensor(8.5)
+            if isinstance(args[i] if i < len(args) else kwargs.get(name), torch.Tensor):
+                refuse_types(args, kwargs)
+        try:
+            return wrapper(*args, **kwargs)
+        except Exception:
+            refuse_types(args, kwargs)
+            raise
+
+    return checked
+
+
 def call(op, *args):
     """op(*args); a refused call raises ValueError or TypeError with the operator's one sentence."""
     if torch.is_grad_enabled():
         _refuse_gradients(op, args)
     try:
         op(*args)
-    except NotImplementedError:  # torch's, before the operator sees the call
-        raise TypeError(_no_kernel(op, args)) from None
     except RuntimeError as error:
-        raise _refusal(error) from None
+        _refuse_types(op, zip(op._schema.arguments, args, strict=True))
+        raise _refusal(op, args, error) from None
+
+
+def _fake(op):
+    """All outputs are arguments, so there is nothing to return. torch comes here, too, when one tensor is on meta."""
+
+    def fake(*args):
+        _refuse_types(op, zip(op._schema.arguments, args, strict=True))
+        devices = sorted({value.device.type for value in args if isinstance(value, torch.Tensor)})
+        if len(devices) > 1:
+            raise TypeError(
+                f"{_name(op)}: tensors must be on one device, all on meta or none; got {', '.join(devices)}"
+            )
+
+    return fake
+
+
+def _refuse_negative_views(op):
+    """torch's own way with them copies what is written, and fails after the call if an optional argument is None."""
+
+    def refuse(*args):
+        raise TypeError(f"{_name(op)}: tensors must be plain strided ones; got a negative view")
+
+    return refuse
+
+
+_TYPES = {  # of a schema: what torch takes for it, how a sentence says so, and the bits of an int that are too many
+    "Tensor": (torch.Tensor, "a tensor", None),
+    "int": ((Integral, torch.SymInt), "an int", 64),
+    "float": ((Real, torch.SymInt, torch.SymFloat), "a number", 1024),
+}
+
+
+def _refuse_types(op, arguments):
+    """One sentence where torch would write a paragraph, or where it makes an empty tensor of None."""
+    for arg, value in arguments:
+        kind = str(arg.type).removeprefix("Optional[").removesuffix("]")
+        optional = kind != str(arg.type)
+        if kind not in _TYPES or (optional and value is None):
+            continue
+        types, text, bits = _TYPES[kind]
+        rule = f"{_name(op)}: {arg.name} must be {text}{' or None' if optional else ''}"
+        if not isinstance(value, types):
+            got = "None" if value is None else f"{type(value).__name__} {value!r}".splitlines()[0][:100]
+            raise TypeError(f"{rule}; got {got}") from None
+        if isinstance(value, int) and value.bit_length() >= bits:
+            raise ValueError(f"{rule} of fewer than {bits} bits; got one of {value.bit_length()}") from None
 
 
 def _refuse_gradients(op, args):
@@ -48,20 +131,18 @@ def _refuse_gradients(op, args):
             )
 
 
-def _no_kernel(op, args):
-    """torch's own text for a device without a kernel is two pages long."""
-    tensors = [value for value in args if isinstance(value, torch.Tensor)]
-    got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
-    rule = "tensors must be strided and on a device that the operator's docstring names"
-    return f"{_name(op)}: {rule}; got {', '.join(got)}"
-
-
 def _name(op):
     return op._schema.name.removeprefix("llamba::")
 
 
-def _refusal(error):
+def _refusal(op, args, error):
     # The sentence is compared because torch itself may have refused the call before the operator saw it.
-    if str(error) != native.llamba_op_error().decode():
+    if str(error) == native.llamba_op_error().decode():
+        return _ERRORS.get(native.llamba_op_status(), RuntimeError)(str(error))
+    if not isinstance(error, NotImplementedError):
         return error
-    return _ERRORS.get(native.llamba_op_status(), RuntimeError)(str(error))
+    # torch's own text for a device without a kernel is two pages long
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
+    rule = "tensors must be plain strided ones on a device that the operator's docstring names"
+    return TypeError(f"{_name(op)}: {rule}; got {', '.join(got)}")

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -164,7 +165,7 @@ def test_cuda_kernels_keep_everything_in_registers():
 @pytest.fixture
 def build(monkeypatch):
     """setup.py as a module, without running it; the variables it reads are unset."""
-    for name in ("CXX", "CUDACXX", "CUDA_HOME", "LLAMBA_CUDA", "LLAMBA_CUDA_ARCHS"):
+    for name in ("CXX", "CUDACXX", "CUDA_HOME", "LLAMBA_CUDA", "LLAMBA_CUDA_ARCHS", "LLAMBA_SANITIZE"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("llamba_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
@@ -200,6 +201,26 @@ def test_bad_arch(build, monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMBA_CUDA_ARCHS", "80, sm_90")
     assert stops(build.find_archs, str(nvcc)) == (
         f"llamba_kernels: LLAMBA_CUDA_ARCHS must name architectures of {nvcc}, such as 80 86 90a; got 'sm_90'"
+    )
+
+
+def test_sanitizer(build, monkeypatch):
+    assert build.find_sanitizer() == ""
+    for wish in ("", "address"):
+        monkeypatch.setenv("LLAMBA_SANITIZE", wish)
+        assert build.find_sanitizer() == wish
+    monkeypatch.setenv("LLAMBA_SANITIZE", "thread")
+    assert stops(build.find_sanitizer) == "llamba_kernels: LLAMBA_SANITIZE must be address or empty; got thread"
+
+
+def test_sanitized_libraries_do_not_replace_the_others():
+    environment = {**os.environ, "LLAMBA_SANITIZE": "address"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "llamba_kernels: LLAMBA_SANITIZE must be empty for a build in place (python setup.py build puts its libraries "
+        "elsewhere); got address"
     )
 
 

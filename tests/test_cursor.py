@@ -290,8 +290,8 @@ def test_a_header_that_does_not_fit_is_refused(field, value):
         cursor.table[0, field] = value
         if (verb, field) == ("begin", 0) and value == 1000:
             continue  # a legal position
-        if (verb, field) == ("commit", 0) and value in (1000, INT_MAX):
-            continue  # legal too: begin has checked that ntokens more still fit
+        if (verb, field) == ("commit", 0) and value == 1000:
+            continue  # legal too
         before = cursor.table.clone()
         with pytest.raises(ValueError, match=rf"^cursor_{verb}: .*; got ") as error:
             getattr(cursor, verb)(int32(1, 0), int32(1, 1))
@@ -310,6 +310,31 @@ def test_tables_of_another_width_or_never_reset_are_refused():
         ValueError, match=r"^cursor_begin: cursor must describe slot 0 as .* and a row table that does not fit$"
     ):
         ops.cursor_begin(torch.zeros_like(cursor.table), int32(0), int32(1), **SESSION)
+
+
+def test_an_open_step_without_rows_is_refused():
+    """As many tokens as rows are left beside the live ones, some of which the conv tail has: -1 would be a row id."""
+    cursor = Cursor(1, Session(3, 2, 1, 4))
+    cursor.reset(int32(0), int32(9))
+    live = int(cursor.table[0, 1])
+    cursor.table[0, 3] = cursor.session.capacity - live
+    with pytest.raises(ValueError, match=r"^cursor_commit: cursor must describe slot 0 as .* that does not fit$"):
+        cursor.commit(int32(0), int32(1))
+    cursor.table[0, 3], cursor.table[0, -1] = 0, 0  # an entry beyond the last row
+    with pytest.raises(ValueError, match=r"^cursor_begin: cursor must describe slot 0 as .* that does not fit$"):
+        cursor.begin(int32(0), int32(1))
+
+
+@pytest.mark.parametrize("verb, values", [("reset", "prompt"), ("begin", "ntokens"), ("commit", "accepted")])
+def test_values_within_the_cursor_are_refused(verb, values):
+    cursor = Cursor(1, Session(3, 2, 1, 4))
+    if verb == "commit":
+        cursor.begin(int32(0), int32(1))
+    before = cursor.table.clone()
+    sentence = f"cursor_{verb}: cursor must share no memory with {values}; got one that does"
+    with pytest.raises(TypeError) as error:
+        getattr(cursor, verb)(int32(0), cursor.table[0, 3:4])
+    assert str(error.value) == sentence and torch.equal(cursor.table, before)
 
 
 def test_strided_table_leaves_its_neighbours_alone():

@@ -163,7 +163,7 @@ def test_a_device_without_a_kernel_is_refused_in_one_line():
     """Sparse tensors stand for such a device: torch has no kernel of ours for them either."""
     assert_refused(
         TypeError,
-        "gated_rms_norm: tensors must be strided and on a device that the operator's docstring names; "
+        "gated_rms_norm: tensors must be plain strided ones on a device that the operator's docstring names; "
         "got sparse_coo on cpu, strided on cpu",
         gated_rms_norm,
         torch.ones(2, 8).to_sparse(),

@@ -338,6 +338,25 @@ def test_refusals_are_one_sentence_and_change_nothing(change, sentence):
         assert_bitwise(new, old)
 
 
+@pytest.mark.parametrize("written, source", [("rows", "conv_bias"), ("dt_rows", "D"), ("checkpoint", "A")])
+def test_parameters_within_what_is_written_are_refused(written, source):
+    layer = make_layer()
+    layer.cursor.begin(int32(0), int32(3))
+    buffer, parameter = getattr(layer, written), layer.parameters[source]
+    layer.parameters[source] = buffer.flatten()[: parameter.numel()].copy_(parameter)
+    with pytest.raises(TypeError) as error:
+        layer.verify(*layer.tokens(1, 3), int32(0))
+    assert str(error.value) == f"mamba2_verify: {written} must share no memory with {source}; got one that does"
+
+
+def test_rows_that_overlap_dt_rows_are_refused():
+    layer = make_layer()
+    layer.cursor.begin(int32(0), int32(3))
+    layer.dt_rows = layer.rows[..., -layer.nheads :]
+    with pytest.raises(TypeError, match="^mamba2_verify: rows must share no memory with dt_rows; got one that does$"):
+        layer.verify(*layer.tokens(1, 3), int32(0))
+
+
 def test_sizes_that_the_kernel_does_not_take_are_refused():
     for change, sentence in (
         (dict(dstate=24), "mamba2_verify: dstate must be a multiple of 16 up to 256; got 24"),

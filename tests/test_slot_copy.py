@@ -67,6 +67,7 @@ def test_reference_equals_index_copy():
         assert_bitwise(ours, each)
 
 
+SHARED = torch.zeros(4, 5)
 REFUSED = {
     "dst twice": (int32(0, 0), int32(1, 1), {}, ValueError, "dst must name a slot at most once; got 1 twice"),
     "src in dst": (int32(0, 1), int32(1, 3), {}, ValueError, "src must name no slot of dst; got 1 in both"),
@@ -114,6 +115,13 @@ REFUSED = {
         dict(states=[torch.zeros(1, 3).expand(4, 3)]),
         TypeError,
         "states[0] must have strides with which no two elements share memory; got shape (4, 3) with strides (0, 1)",
+    ),
+    "buffers overlap": (
+        int32(0),
+        int32(1),
+        dict(states=[SHARED[:, :3], SHARED[:, 2:]]),
+        TypeError,
+        "states[1] must share no memory with states[0]; got one that does",
     ),
     "width": (int32(0), int32(1), dict(width=5), ValueError, "width must be 2 to 4; got 5"),
 }

@@ -56,7 +56,7 @@ const char* dtype_text(ScalarType dtype) {
     case ScalarType::Short: return "int16";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
-    default: return "another dtype";
+    default: return torch::headeronly::toString(dtype);
   }
 }
 
@@ -116,9 +116,9 @@ bool are_different_columns(const Tensor& a, const Tensor& b) {
   return column >= width[0] && column + width[1] <= pitch;
 }
 
-bool share_memory(const Tensor& a, const Tensor& b) {
-  if (a.numel() == 0 || b.numel() == 0) return false;
-  const Span span_a = span_of(a), span_b = span_of(b);
+// span_a: of a; neither tensor is empty.
+bool share_memory(const Tensor& a, const Span& span_a, const Tensor& b) {
+  const Span span_b = span_of(b);
   if (span_a.end <= span_b.begin || span_b.end <= span_a.begin) return false;
   return !are_different_columns(a, b);
 }
@@ -194,9 +194,10 @@ void check_written(const char* op, const char* name, const Tensor& tensor, const
     refuse(LLAMBA_TYPE_ERROR, op, name, "have strides with which no two elements share memory; got shape ",
            tuple_text(tensor.sizes()), " with strides ", tuple_text(tensor.strides()));
   }
+  const Span span = span_of(tensor);
   for (const AnyTensor& other : others) {
     const char* const end = std::strchr(other_names, ',');
-    if (other.tensor != nullptr && share_memory(tensor, *other.tensor) &&
+    if (other.tensor != nullptr && other.tensor->numel() > 0 && share_memory(tensor, span, *other.tensor) &&
         !(or_same && are_same(tensor, *other.tensor))) {
       const std::string other_name = end == nullptr ? other_names : std::string(other_names, end);
       refuse(LLAMBA_TYPE_ERROR, op, name, or_same ? "be " + other_name + " itself or " : "", "share no memory with ",
@@ -208,11 +209,13 @@ void check_written(const char* op, const char* name, const Tensor& tensor, const
 
 void check_apart(const char* op, const std::vector<NamedTensor>& tensors) {
   std::vector<Span> spans;
-  for (const NamedTensor& named : tensors) spans.push_back(span_of(*named.tensor));
+  for (const NamedTensor& named : tensors) {
+    spans.push_back(named.tensor->numel() > 0 ? span_of(*named.tensor) : Span{0, 0});
+  }
   for (size_t i = 0; i < tensors.size(); ++i) {
     for (size_t j = 0; j < i; ++j) {
       if (spans[i].end <= spans[j].begin || spans[j].end <= spans[i].begin) continue;  // most pairs, quickly
-      if (share_memory(*tensors[i].tensor, *tensors[j].tensor)) {
+      if (share_memory(*tensors[i].tensor, spans[i], *tensors[j].tensor)) {
         refuse(LLAMBA_TYPE_ERROR, op, tensors[i].name.c_str(), "share no memory with ", tensors[j].name,
                "; got one that does");
       }

@@ -16,7 +16,6 @@ llamba_cursor checked_cursor(const char* kOp, const Tensor& cursor, const Tensor
   CHECK_DTYPE(slots, Int);
   CHECK_STRIDE(slots, -1, 1);
   CHECK_SAME_DEVICE(slots, cursor);
-  CHECK_WRITTEN(cursor, slots);
   const int64_t capacity = cursor.size(1) - LLAMBA_CURSOR_HEADER - (width - 1);
   return llamba_cursor{static_cast<int32_t*>(cursor.mutable_data_ptr()), cursor.size(0), cursor.stride(0),
                        static_cast<int32_t>(width), static_cast<int32_t>(capacity)};
@@ -51,6 +50,7 @@ void cursor_reset(const Tensor& cursor, const Tensor& slots, const std::optional
   args.cursor = checked_cursor(kOp, cursor, slots, width);
   args.session = checked_session(kOp, fold_every, max_rollback, max_window);
   if (prompt.has_value()) CHECK_PER_SLOT(*prompt);
+  CHECK_WRITTEN(cursor, slots, prompt);
   args.slots = int32_data(slots);
   args.prompt = prompt.has_value() ? int32_data(*prompt) : nullptr;
   args.batch = slots.size(0);
@@ -64,6 +64,7 @@ void cursor_begin(const Tensor& cursor, const Tensor& slots, const Tensor& ntoke
   args.cursor = checked_cursor(kOp, cursor, slots, width);
   args.session = checked_session(kOp, fold_every, max_rollback, max_window);
   CHECK_PER_SLOT(ntokens);
+  CHECK_WRITTEN(cursor, slots, ntokens);
   args.slots = int32_data(slots);
   args.ntokens = int32_data(ntokens);
   args.batch = slots.size(0);
@@ -76,6 +77,7 @@ void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& acce
   llamba_cursor_commit_args args{sizeof(args)};
   args.cursor = checked_cursor(kOp, cursor, slots, width);
   CHECK_PER_SLOT(accepted);
+  CHECK_WRITTEN(cursor, slots, accepted);
   args.slots = int32_data(slots);
   args.accepted = int32_data(accepted);
   if (path.has_value()) {

@@ -30,8 +30,8 @@ inline int check_slots(const char* op, const int32_t* slots, int64_t batch, int6
   return LLAMBA_OK;
 }
 
-// A header within bounds, and every physical row in the table exactly once: so a table that was never reset, or that
-// is read with another width than it was made for, is refused before a row id is used.
+// A header within bounds, every physical row in the table exactly once, and the open step's rows among them: so a table
+// that was never reset, or that is read with another width than it was made for, is refused before a row id is used.
 inline int check_slot(const char* op, const llamba_cursor& cursor, int32_t slot) {
   const int32_t* header = cursor.data + slot * cursor.slot_stride;
   const int32_t* table = header + LLAMBA_CURSOR_HEADER;
@@ -41,10 +41,13 @@ inline int check_slot(const char* op, const llamba_cursor& cursor, int32_t slot)
     seen.assign(cursor.capacity, 0);
     int32_t zero_rows = 0;
     while (zero_rows < cursor.width - 1 && table[zero_rows] == -1) ++zero_rows;
-    for (int32_t i = zero_rows; valid && i < zero_rows + cursor.capacity; ++i) {
+    const int32_t used = zero_rows + cursor.capacity, step = header[kNtokens] > kNoStep ? header[kNtokens] : 0;
+    valid = cursor.width - 1 + header[kLive] + step <= used && header[kPosition] <= kMostTokens - step;
+    for (int32_t i = zero_rows; valid && i < used; ++i) {
       valid = table[i] >= 0 && table[i] < cursor.capacity && !seen[table[i]];
       if (valid) seen[table[i]] = 1;
     }
+    for (int32_t i = used; valid && i < table_size(cursor); ++i) valid = table[i] == -1;
   }
   if (valid) return LLAMBA_OK;
   return fail(LLAMBA_VALUE_ERROR,

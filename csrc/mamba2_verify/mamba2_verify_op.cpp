@@ -43,11 +43,10 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   CHECK_SAME_DTYPE(out, rows);
   CHECK_STRIDE(out, -1, 1);
   CHECK_SAME_DEVICE(out, rows);
-  // rows and dt_rows may be columns of one buffer, so they are not held against each other
-  CHECK_WRITTEN(out, xBC, dt, checkpoint, rows, dt_rows, conv_weight, conv_bias, cursor);
-  CHECK_WRITTEN(checkpoint, xBC, dt, rows, dt_rows, conv_weight, conv_bias, cursor);
-  CHECK_WRITTEN(rows, xBC, dt, conv_weight, conv_bias, cursor);
-  CHECK_WRITTEN(dt_rows, xBC, dt, conv_weight, conv_bias, cursor);
+  CHECK_WRITTEN(out, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents, checkpoint, rows, dt_rows);
+  CHECK_WRITTEN(checkpoint, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents, rows, dt_rows);
+  CHECK_WRITTEN(rows, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents, dt_rows);
+  CHECK_WRITTEN(dt_rows, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents);
 
   args.max_ntokens = static_cast<int32_t>(max_ntokens);
   args.xBC = xBC.const_data_ptr();

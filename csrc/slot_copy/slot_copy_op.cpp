@@ -48,14 +48,16 @@ void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const st
   CHECK_SAME_DEVICE(dst, cursor);
   CHECK_WRITTEN(cursor, src, dst);
   std::vector<llamba_slot_buffer> buffers;
+  std::vector<NamedTensor> named;
   constexpr int32_t kTokenDim = 2;  // of [nslots, kv_heads, max_tokens, head_dim]
-  for (const Tensor& buffer : states) {
-    buffers.push_back(checked_buffer("states[" + std::to_string(buffers.size()) + "]", buffer, -1, cursor, src, dst));
-  }
+  for (const Tensor& buffer : states) named.push_back({"states[" + std::to_string(named.size()) + "]", &buffer});
   for (const Tensor& buffer : kv) {
-    const std::string name = "kv[" + std::to_string(buffers.size() - states.size()) + "]";
-    buffers.push_back(checked_buffer(name, buffer, kTokenDim, cursor, src, dst));
+    named.push_back({"kv[" + std::to_string(named.size() - states.size()) + "]", &buffer});
   }
+  for (const auto& [name, buffer] : named) {
+    buffers.push_back(checked_buffer(name, *buffer, buffers.size() < states.size() ? -1 : kTokenDim, cursor, src, dst));
+  }
+  check_apart(kOp, named);
   llamba_slot_copy_args args{sizeof(args)};
   args.cursor = llamba_cursor{static_cast<int32_t*>(cursor.mutable_data_ptr()), cursor.size(0), cursor.stride(0),
                               static_cast<int32_t>(width),

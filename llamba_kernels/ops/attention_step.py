@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, parents=None, out=None):
     """Store every slot's open step in the cache and let its tokens attend to the slot's sequence.
 
@@ -43,8 +44,3 @@ def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, pare
         scale = max(q.shape[-1], 1) ** -0.5 if q.dim() else 1.0
     call(torch.ops.llamba.attention_step.default, q, k, v, k_cache, v_cache, cursor, slots, float(scale), parents, out)
     return out
-
-
-@torch.library.register_fake("llamba::attention_step")
-def _(q, k, v, k_cache, v_cache, cursor, slots, scale, parents, out):
-    return None

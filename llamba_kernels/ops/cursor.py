@@ -7,9 +7,10 @@ holds one with its constants.
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def cursor_reset(cursor, slots, prompt=None, *, width, fold_every=1, max_rollback=0, max_window=1):
     """Make slots fresh, or describe what a prefill has put into them.
 
@@ -31,6 +32,7 @@ def cursor_reset(cursor, slots, prompt=None, *, width, fold_every=1, max_rollbac
     call(torch.ops.llamba.cursor_reset.default, cursor, slots, prompt, width, fold_every, max_rollback, max_window)
 
 
+@operator
 def cursor_begin(cursor, slots, ntokens, *, width, fold_every=1, max_rollback=0, max_window=1):
     """Open a step of ntokens tokens per slot and set how many live rows it folds into the checkpoint.
 
@@ -46,6 +48,7 @@ def cursor_begin(cursor, slots, ntokens, *, width, fold_every=1, max_rollback=0,
     call(torch.ops.llamba.cursor_begin.default, cursor, slots, ntokens, width, fold_every, max_rollback, max_window)
 
 
+@operator
 def cursor_commit(cursor, slots, accepted, path=None, *, width):
     """Close the step: `accepted` of its tokens stay, the rest are taken back. No state moves, only row ids.
 
@@ -63,6 +66,7 @@ def cursor_commit(cursor, slots, accepted, path=None, *, width):
     call(torch.ops.llamba.cursor_commit.default, cursor, slots, accepted, path, width)
 
 
+@operator
 def cursor_rollback(cursor, slots, n, *, width, fold_every=1, max_rollback=0, max_window=1):
     """Take back the last n committed tokens of each slot, between steps.
 
@@ -75,23 +79,3 @@ def cursor_rollback(cursor, slots, n, *, width, fold_every=1, max_rollback=0, ma
     Source: csrc/cursor. Reference: python_ref/cursor.py.
     """
     call(torch.ops.llamba.cursor_rollback.default, cursor, slots, n, width, fold_every, max_rollback, max_window)
-
-
-@torch.library.register_fake("llamba::cursor_reset")
-def _(cursor, slots, prompt, width, fold_every, max_rollback, max_window):
-    return None
-
-
-@torch.library.register_fake("llamba::cursor_begin")
-def _(cursor, slots, ntokens, width, fold_every, max_rollback, max_window):
-    return None
-
-
-@torch.library.register_fake("llamba::cursor_commit")
-def _(cursor, slots, accepted, path, width):
-    return None
-
-
-@torch.library.register_fake("llamba::cursor_rollback")
-def _(cursor, slots, n, width, fold_every, max_rollback, max_window):
-    return None

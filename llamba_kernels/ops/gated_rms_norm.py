@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def gated_rms_norm(x, z, weight, eps, group_size, *, out=None):
     """out = v / sqrt(mean(v ** 2) + eps) * weight, where v = x * silu(z) and the mean is over each group.
 
@@ -28,8 +29,3 @@ def gated_rms_norm(x, z, weight, eps, group_size, *, out=None):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     call(torch.ops.llamba.gated_rms_norm.default, x, z, weight, eps, group_size, out)
     return out
-
-
-@torch.library.register_fake("llamba::gated_rms_norm")
-def _(x, z, weight, eps, group_size, out):
-    return None

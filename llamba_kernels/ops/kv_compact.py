@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def kv_compact(k_caches, v_caches, cursor, slots, accepted, path):
     """Move the keys and values of the accepted path from position + path[i] to position + i, before `cursor_commit`.
 
@@ -22,8 +23,3 @@ def kv_compact(k_caches, v_caches, cursor, slots, accepted, path):
     Source: csrc/kv_compact. Reference: python_ref/kv_compact.py.
     """
     call(torch.ops.llamba.kv_compact.default, list(k_caches), list(v_caches), cursor, slots, accepted, path)
-
-
-@torch.library.register_fake("llamba::kv_compact")
-def _(k_caches, v_caches, cursor, slots, accepted, path):
-    return None

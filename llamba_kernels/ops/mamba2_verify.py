@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def mamba2_verify(
     xBC,
     dt,
@@ -87,27 +88,3 @@ def mamba2_verify(
         fold_every,
     )
     return out
-
-
-@torch.library.register_fake("llamba::mamba2_verify")
-def _(
-    xBC,
-    dt,
-    conv_weight,
-    conv_bias,
-    A,
-    D,
-    dt_bias,
-    checkpoint,
-    rows,
-    dt_rows,
-    cursor,
-    slots,
-    parents,
-    out,
-    x_heads,
-    B_heads,
-    C_heads,
-    fold_every,
-):
-    return None

@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def materialize(
     conv_weight,
     conv_bias,
@@ -51,24 +52,3 @@ def materialize(
         *(x_heads, B_heads, C_heads, fold_every),
     )
     return out
-
-
-@torch.library.register_fake("llamba::materialize")
-def _(
-    conv_weight,
-    conv_bias,
-    A,
-    dt_bias,
-    checkpoint,
-    rows,
-    dt_rows,
-    cursor,
-    slots,
-    state,
-    tail,
-    x_heads,
-    B_heads,
-    C_heads,
-    fold_every,
-):
-    return None

@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def rms_norm(x, weight, eps, residual=None, *, out=None):
     """out = v / sqrt(mean(v ** 2) + eps) * weight, where v = x, or residual + x, which becomes the residual.
 
@@ -28,8 +29,3 @@ def rms_norm(x, weight, eps, residual=None, *, out=None):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     call(torch.ops.llamba.rms_norm.default, x, weight, eps, residual, out)
     return out
-
-
-@torch.library.register_fake("llamba::rms_norm")
-def _(x, weight, eps, residual, out):
-    return None

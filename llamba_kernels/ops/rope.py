@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def rope(x, cos, sin, positions, *, interleaved=False, out=None):
     """Rotate the pairs (a, b) of every head by the angles of its token's position.
 
@@ -30,8 +31,3 @@ def rope(x, cos, sin, positions, *, interleaved=False, out=None):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     call(torch.ops.llamba.rope.default, x, cos, sin, positions, interleaved, out)
     return out
-
-
-@torch.library.register_fake("llamba::rope")
-def _(x, cos, sin, positions, interleaved, out):
-    return None

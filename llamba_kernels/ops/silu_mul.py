@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def silu_mul(gate, up, *, out=None):
     """out = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 
@@ -25,8 +26,3 @@ def silu_mul(gate, up, *, out=None):
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     call(torch.ops.llamba.silu_mul.default, gate, up, out)
     return out
-
-
-@torch.library.register_fake("llamba::silu_mul")
-def _(gate, up, out):
-    return None

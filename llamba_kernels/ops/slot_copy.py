@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def slot_copy(cursor, states, kv, src, dst, *, width):
     """Slot dst[i] becomes a copy of slot src[i].
 
@@ -21,8 +22,3 @@ def slot_copy(cursor, states, kv, src, dst, *, width):
     Source: csrc/slot_copy. Reference: python_ref/slot_copy.py.
     """
     call(torch.ops.llamba.slot_copy.default, cursor, states, kv, src, dst, width)
-
-
-@torch.library.register_fake("llamba::slot_copy")
-def _(cursor, states, kv, src, dst, width):
-    return None

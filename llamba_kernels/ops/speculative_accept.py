@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None, temperature=1.0, *, out=None):
     """Decide a verified window so that the emitted tokens have exactly the target model's distribution.
 
@@ -41,6 +42,10 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
     if out is None:
         batch, device = logits.shape[:1], logits.device
         out = torch.empty(batch, dtype=torch.int32, device=device), torch.empty(batch, dtype=torch.int64, device=device)
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(
+            f"speculative_accept: out must be a pair, (accepted, next_token), or None; got {type(out).__name__}"
+        )
     accepted, next_token = out
     call(
         torch.ops.llamba.speculative_accept.default,
@@ -54,8 +59,3 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
         next_token,
     )
     return accepted, next_token
-
-
-@torch.library.register_fake("llamba::speculative_accept")
-def _(logits, drafts, ntokens, draft_probs, uniforms, temperature, accepted, next_token):
-    return None

@@ -2,9 +2,10 @@
 
 import torch
 
-from .._load import call
+from .._load import call, operator
 
 
+@operator
 def state_import(state, tail, checkpoint, rows, cursor, slots):
     """Put states into the checkpoints of slots, and the raw rows before them into their conv tails.
 
@@ -23,8 +24,3 @@ def state_import(state, tail, checkpoint, rows, cursor, slots):
     Source: csrc/state_import. Reference: python_ref/materialize.py.
     """
     call(torch.ops.llamba.state_import.default, state, tail, checkpoint, rows, cursor, slots)
-
-
-@torch.library.register_fake("llamba::state_import")
-def _(state, tail, checkpoint, rows, cursor, slots):
-    return None
