@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cache import AttentionBuffers, DecodeCache, Mamba2Buffers
-from ..ops import attention_step, gated_rms_norm, mamba2_verify, rms_norm, rope, silu_mul, skinny_linear
+from ..cache import AttentionBuffers, DecodeCache, Mamba2Buffers, SavedSlot
+from ..ops import attention_step, gated_rms_norm, mamba2_verify, materialize, rms_norm, rope, silu_mul, skinny_linear
 from .mamba2 import Mamba2Mixer
 from .model import LlambaAttention, LlambaForCausalLM, LlambaMLP, LlambaRMSNorm
 from .rope import rope_cos_sin
@@ -74,6 +74,27 @@ class StepModel:
             mixed = self._mlp(layer.mlp, u)
         return self.linear(self._add_and_norm(self.model.model.norm, mixed, hidden), self.model.lm_head.weight)
 
+    @torch.inference_mode()
+    def materialize(self, slot: int) -> SavedSlot:
+        """What all layers know of a slot between two steps, for `DecodeCache.state_import`: prefix caches, export."""
+        slots, table = torch.tensor([slot], dtype=torch.int32), self.cache.cursor.table
+        position, saved = self.cache.cursor.position(slot), []
+        for layer, buffers, dynamics in zip(self.model.model.layers, self.cache.layers, self.dynamics, strict=True):
+            if not layer.is_mamba:
+                saved.append(tuple(cache[slot, :, :position].clone() for cache in (buffers.k, buffers.v)))
+                continue
+            (A, _, dt_bias), conv = dynamics, layer.mamba.conv1d
+            state, tail = materialize(
+                *(conv.weight.squeeze(1), conv.bias, A, dt_bias),
+                *(buffers.checkpoint, buffers.rows, buffers.dt_rows, table, slots),
+                x_heads=self.config.mamba_x_heads,
+                B_heads=self.config.mamba_B_heads,
+                C_heads=self.config.mamba_C_heads,
+                fold_every=self.cache.session.fold_every,
+            )
+            saved.append((state[0], tail[0]))
+        return SavedSlot(position, saved)
+
     def _positions(self, slots: list[int], window: int) -> Tensor:
         """(batch, window) int32, the position of every token of the open steps; -1 for what is none."""
         positions = torch.full((len(slots), window), -1, dtype=torch.int32)
@@ -106,6 +127,7 @@ class StepModel:
             x_heads=self.config.mamba_x_heads,
             B_heads=self.config.mamba_B_heads,
             C_heads=self.config.mamba_C_heads,
+            fold_every=self.cache.session.fold_every,
         )  # [batch, window, nheads, headdim]
         normed = self.gated_norm(y.flatten(-2), z, mixer.norm.weight, mixer.norm.eps, mixer.norm.group_size)
         return self.linear(normed, mixer.out_proj.weight)
