@@ -85,6 +85,7 @@ class Rows:
 
     def __init__(self):
         self.rows = {}  # operator -> rows
+        self.tables = {}  # title -> rows of strings, the first the columns: tables of another kind
         self.patience = 60.0  # seconds that the whole run may spend waiting for others to finish
 
     def measurer(self, benchmark, operator):
@@ -135,14 +136,15 @@ class Rows:
         )
 
     def table(self):
-        if not self.rows:
+        if not self.rows and not self.tables:
             return
         yield " | ".join(f"{name} {value}" for name, value in header().items())
-        for operator, rows in self.rows.items():
-            widths = [max(len(row[i]) for row in [self.COLUMNS, *rows]) for i in range(len(self.COLUMNS))]
+        standard = {operator: [self.COLUMNS, *rows] for operator, rows in self.rows.items()}
+        for operator, rows in (standard | self.tables).items():
+            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
             yield ""
             yield operator
-            for row in [self.COLUMNS, *rows]:
+            for row in rows:
                 cells = [
                     text.ljust(width) if i == 0 else text.rjust(width)
                     for i, (text, width) in enumerate(zip(row, widths, strict=True))

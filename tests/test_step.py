@@ -62,7 +62,7 @@ def decode(step, slot, tokens, window):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("failing", range(len(LAYERS)))
 def test_a_step_that_fails_after_any_layer(model, failing, error, monkeypatch):
-    """Its slots are refused until they are reset; then, and other slots at once, they decode with a fresh cache's bits."""
+    """Its slots are refused until they are reset; then, as others all along, they decode with a fresh cache's bits."""
     prompt, tokens = torch.randint(VOCAB, (2, 9)), torch.randint(VOCAB, (2, 12))
     step, fresh = make_step(model, 3), make_step(model, 3)
     for each in (step, fresh):
