@@ -36,12 +36,14 @@ from llamba_kernels.testing import (
     make_speculative_accept_inputs,
 )
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def outputs():
     """Every operator on sizes that fill vectors and on sizes that do not."""
     torch.manual_seed(0)
     results = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in DTYPES:
         for width in (64, 85):
             case = f"{dtype} {width}"
             results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))
@@ -93,16 +95,24 @@ def mamba2_outputs(headdim, dstate, dtype):
 
 # ---- rows: beside any others a row has the same bits, or speculative decoding would not be exact ----
 
+WIDTHS = (31, 64, 85)
+
+
+def check_rows(call, *tensors):
+    """call on rows of tensors, 64 each: 1 to 64 of them, in any order, against each by itself."""
+    alone = torch.cat([call(*(tensor[i : i + 1].clone() for tensor in tensors)) for i in range(64)])
+    for count in range(1, 65):
+        rows = torch.randperm(64)[:count]
+        assert_bitwise(call(*(tensor[rows] for tensor in tensors)), alone[rows])
+
 
 def skinny_linear_rows():
-    """1 to 64 rows, in any order, as rows or as batches; widths that fill vectors and blocks and widths that do not."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    """Also in batches; widths that fill vectors and blocks and widths that do not."""
+    for dtype in DTYPES:
         for width in (31, 64, 1237, 4160):
             x, weight, bias = make_skinny_linear_inputs((64,), width, 53, dtype=dtype)
-            alone = torch.stack([skinny_linear(row, weight, bias) for row in x])
-            for count in range(1, 65):
-                rows = torch.randperm(64)[:count]
-                assert_bitwise(skinny_linear(x[rows], weight, bias), alone[rows])
+            check_rows(lambda rows, weight=weight, bias=bias: skinny_linear(rows, weight, bias), x)
+            alone = skinny_linear(x, weight, bias)
             for batch in (1, 2, 16, 64):
                 shape = (batch, 64 // batch, -1)
                 assert_bitwise(skinny_linear(x.view(shape), weight, bias), alone.view(shape))
@@ -110,17 +120,57 @@ def skinny_linear_rows():
                 assert_bitwise(skinny_linear(some, weight, bias), alone.view(shape)[:, : 48 // batch + 1].contiguous())
 
 
-def gated_rms_norm_rows():
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for width in (64, 85):
-            x, z, *rest = make_gated_rms_norm_inputs((64,), width, dtype=dtype)
-            alone = torch.stack([gated_rms_norm(x[i], z[i], *rest) for i in range(64)])
-            for count in range(1, 65):
-                rows = torch.randperm(64)[:count]
-                assert_bitwise(gated_rms_norm(x[rows], z[rows], *rest), alone[rows])
+def norm_rows():
+    for dtype, width in itertools.product(DTYPES, WIDTHS):
+        x, z, *rest = make_gated_rms_norm_inputs((64,), width, dtype=dtype)
+        check_rows(lambda x, z, rest=rest: gated_rms_norm(x, z, *rest), x, z)
+        x, weight, eps, residual = make_rms_norm_inputs((64,), width, True, dtype)
+        check_rows(lambda x, r, weight=weight, eps=eps: torch.cat([rms_norm(x, weight, eps, r), r], -1), x, residual)
 
 
-ROW_CHECKS = {"skinny_linear": skinny_linear_rows, "gated_rms_norm": gated_rms_norm_rows}
+def elementwise_rows():
+    for dtype, width in itertools.product(DTYPES, WIDTHS):
+        check_rows(silu_mul, *make_silu_mul_inputs((64,), width, dtype))
+        check_rows(argmax, *make_argmax_inputs((64,), 20 * width, dtype))
+        x, cos, sin, positions = make_rope_inputs(64, 1, 3, width, width // 2 * 2, 99, dtype)
+        for interleaved in (False, True):
+            check_rows(
+                lambda x, at, cos=cos, sin=sin, how=interleaved: rope(x, cos, sin, at, interleaved=how), x, positions
+            )
+
+
+def attention_step_rows():
+    """64 sequences of ragged lengths, some beyond one chunk of keys, in windows of up to 3 tokens."""
+    lengths, ntokens = [0, 1, 15, 16, 17, 63, 255, 256, 257, 300] * 6 + [5] * 4, [1, 2, 3, 1] * 16
+    for dtype, head_dim in itertools.product(DTYPES, (64, 45)):
+        inputs = make_attention_step_inputs(lengths, ntokens, 4, 2, head_dim, dtype=dtype)
+        buffers = {name: inputs[name] for name in ("k_cache", "v_cache", "cursor")}
+        check_rows(
+            lambda q, k, v, slots, buffers=buffers: attention_step(q, k, v, slots=slots, **buffers),
+            *(inputs[name] for name in ("q", "k", "v", "slots")),
+        )
+
+
+def mamba2_verify_rows():
+    """64 sequences with ragged live rows and windows; none of the steps is committed, so each can be repeated."""
+    for dtype, (headdim, dstate) in itertools.product(DTYPES, ((16, 16), (21, 48), (8, 128))):
+        layer = make_mamba2_layer(64, 3, headdim, dstate, dtype=dtype, session=Session(max_window=3, fold_every=64))
+        slots, counts = torch.arange(64, dtype=torch.int32), torch.tensor([1, 2, 3, 1] * 16, dtype=torch.int32)
+        for step in range(4):
+            layer.cursor.begin(slots, counts)
+            layer.verify(*layer.tokens(64, 3), slots)
+            if step < 3:
+                layer.cursor.commit(slots, counts - (slots + step) % 2)
+        check_rows(lambda xBC, dt, slots, layer=layer: layer.verify(xBC, dt, slots), *layer.tokens(64, 3), slots)
+
+
+ROW_CHECKS = {
+    "skinny_linear": skinny_linear_rows,
+    "gated_rms_norm, rms_norm": norm_rows,
+    "silu_mul, argmax, rope": elementwise_rows,
+    "attention_step": attention_step_rows,
+    "mamba2_verify": mamba2_verify_rows,
+}
 
 
 # ---- one process per set: the library decides when it loads ----
