@@ -224,6 +224,23 @@ def test_instruction_sets_agree(isa, other, run_with):
             assert_bitwise(actual[name], value)
 
 
+OPERATORS = "argmax attention_step cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk materialize rms_norm rope"
+OPERATORS += " silu_mul skinny_linear slot_copy speculative_accept step"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_operators_tests_pass_on_every_instruction_set(isa):
+    """All of them, walks and tolerances included, in a process that is forced to it."""
+    environment = {**os.environ, "LLAMBA_CPU_ISA": isa}
+    files = [os.path.join(os.path.dirname(__file__), f"test_{name}.py") for name in OPERATORS.split()]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *files], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    print(f"{isa}: {result.stdout.splitlines()[-1]}")
+
+
 @pytest.mark.parametrize("name", ["foo", "AVX2"])
 def test_unknown_names_are_refused_at_import(name):
     environment = {**os.environ, "LLAMBA_CPU_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}

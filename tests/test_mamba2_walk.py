@@ -246,3 +246,11 @@ def test_walk_equals_one_token_calls_bit_for_bit(name, session):
         assert_bitwise(after[BYSTANDER], before)
     missing = [what for what, count in walk.counts.items() if count == 0]
     assert missing == ([] if session[1] else ["rollbacks"]), f"the walk met no {missing}: {walk.counts}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("session", SESSIONS, ids=str)
+@pytest.mark.parametrize("name", SIZES)
+def test_long_walks(name, session):
+    """Every size with every session, 1000 steps."""
+    Walk(name, session, seed=1000 + session[0]).run(1000)
