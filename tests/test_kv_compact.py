@@ -44,6 +44,17 @@ def test_equals_reference(nlayers, kv_heads, head_dim, dtype):
                 assert_same_caches(call(inputs), expected)
 
 
+def test_reference_against_one_gather():
+    inputs = make_inputs()
+    source = torch.arange(inputs["k_caches"][0].shape[2]).repeat(inputs["cursor"].shape[0], 1)  # [nslots, max_tokens]
+    for b, slot in enumerate(inputs["slots"].tolist()):
+        position, accepted = int(inputs["cursor"][slot, 0]), int(inputs["accepted"][b])
+        source[slot, position : position + accepted] = position + inputs["path"][b, :accepted]
+    index = source[:, None, :, None].expand_as(inputs["k_caches"][0])
+    expected = [[cache.gather(2, index) for cache in inputs[name]] for name in ("k_caches", "v_caches")]
+    assert_same_caches(kv_compact_ref(**inputs), expected)
+
+
 def test_many_rows_on_several_threads():
     inputs = make_inputs(positions=[100] * 4, ntokens=[64] * 4, nlayers=30, kv_heads=8, head_dim=64)
     inputs["accepted"][:] = 64

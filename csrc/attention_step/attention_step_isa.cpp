@@ -21,10 +21,12 @@ constexpr int kKeysAtOnce = kNativeLanes == 16 ? 4 : 2;
 constexpr int kQueriesAtOnce = kNativeLanes == 16 ? 4 : 2;
 constexpr int kVectorsAtOnce = kNativeLanes == 16 ? 4 : 2;
 
-// Rows of floats: in the cache itself, or a copy of 16.
+// Rows of floats: in the cache itself, or a copy of 16. In the cache the next 16 follow, and whoever reads a row first
+// asks for its place in those: spread over the arithmetic like this, reading and computing take turns no more.
 struct Block {
   const float* rows;
   int64_t stride;
+  bool in_cache;
 };
 
 template <typename T>
@@ -33,7 +35,7 @@ void copy_row(const T* row, int64_t size, float* copy) {
 }
 
 // scores = scale * the dot products of a few queries with the 16 rows.
-template <int kQueries>
+template <int kQueries, bool kPrefetch>
 void score_tile(const float* query, Block block, float scale, float* scores, int64_t padded) {
   vec16 sums[kQueries][kLanes];
   for (int first = 0; first < kLanes; first += kKeysAtOnce) {
@@ -47,7 +49,10 @@ void score_tile(const float* query, Block block, float scale, float* scores, int
     for (int64_t d = 0; d < padded; d += kLanes) {
       vec16 keys[kKeysAtOnce];
 #pragma GCC unroll 4
-      for (int key = 0; key < kKeysAtOnce; ++key) keys[key] = load(row + key * block.stride + d);
+      for (int key = 0; key < kKeysAtOnce; ++key) {
+        if (kPrefetch) __builtin_prefetch(row + (key + kLanes) * block.stride + d);
+        keys[key] = load(row + key * block.stride + d);
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < kQueries; ++i) {
         const vec16 q = load(query + i * padded + d);
@@ -68,7 +73,8 @@ void score_tile(const float* query, Block block, float scale, float* scores, int
 template <int kQueries = kQueriesAtOnce>
 void score_keys(const float* query, Block block, float scale, float* scores, int64_t padded, int64_t queries) {
   for (; queries >= kQueries; queries -= kQueries) {
-    score_tile<kQueries>(query, block, scale, scores, padded);
+    (block.in_cache ? score_tile<kQueries, true> : score_tile<kQueries, false>)(query, block, scale, scores, padded);
+    block.in_cache = false;
     query += kQueries * padded;
     scores += kQueries * kChunk;
   }
@@ -76,7 +82,7 @@ void score_keys(const float* query, Block block, float scale, float* scores, int
 }
 
 // sums += weights . the first `count` rows, for a few queries and a few vectors of each row.
-template <int kQueries, int kVectors>
+template <int kQueries, int kVectors, bool kPrefetch>
 void add_values_tile(const float* weights, Block block, int count, float* sums, int64_t sums_stride) {
   vec16 sum[kQueries][kVectors];
 #pragma GCC unroll 4
@@ -88,7 +94,10 @@ void add_values_tile(const float* weights, Block block, int count, float* sums, 
     const float* row = block.rows + key * block.stride;
     vec16 value[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) value[v] = load(row + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) {
+      if (kPrefetch) __builtin_prefetch(row + kLanes * block.stride + v * kLanes);
+      value[v] = load(row + v * kLanes);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < kQueries; ++i) {
       const vec16 weight = broadcast(weights[i * kChunk + key]);
@@ -106,16 +115,15 @@ void add_values_tile(const float* weights, Block block, int count, float* sums, 
   }
 }
 
-template <int kQueries>
+template <int kQueries, bool kPrefetch>
 void add_values_row(const float* weights, Block block, int count, float* sums, int64_t sums_stride, int64_t padded) {
   constexpr int64_t kTile = kVectorsAtOnce * kLanes;
   int64_t d = 0;
-  for (; d + kTile <= padded; d += kTile) {
-    add_values_tile<kQueries, kVectorsAtOnce>(weights, Block{block.rows + d, block.stride}, count, sums + d,
-                                              sums_stride);
+  for (; d + kTile <= padded; d += kTile, block.rows += kTile) {
+    add_values_tile<kQueries, kVectorsAtOnce, kPrefetch>(weights, block, count, sums + d, sums_stride);
   }
-  for (; d < padded; d += kLanes) {
-    add_values_tile<kQueries, 1>(weights, Block{block.rows + d, block.stride}, count, sums + d, sums_stride);
+  for (; d < padded; d += kLanes, block.rows += kLanes) {
+    add_values_tile<kQueries, 1, kPrefetch>(weights, block, count, sums + d, sums_stride);
   }
 }
 
@@ -124,7 +132,9 @@ template <int kQueries = kQueriesAtOnce>
 void add_values(const float* weights, Block block, int count, float* sums, int64_t sums_stride, int64_t padded,
                 int64_t queries) {
   for (; queries >= kQueries; queries -= kQueries) {
-    add_values_row<kQueries>(weights, block, count, sums, sums_stride, padded);
+    (block.in_cache ? add_values_row<kQueries, true> : add_values_row<kQueries, false>)(weights, block, count, sums,
+                                                                                        sums_stride, padded);
+    block.in_cache = false;
     weights += kQueries * kChunk;
     sums += kQueries * sums_stride;
   }
@@ -141,23 +151,19 @@ struct Rows {
   int64_t head_dim, padded;
   float* copies;  // [16, padded]
 
-  // The next block: on one core a window of one token is a fifth faster for it.
-  LLAMBA_INLINE void prefetch(const T* rows) const {
-    for (int i = 0; i < kLanes; ++i) {
-      for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T))) {
-        __builtin_prefetch(rows + i * stride + d);
-      }
-    }
-  }
-
   // 16 committed rows from `first` on.
   LLAMBA_INLINE Block committed(int64_t first) const {
-    prefetch(data + (first + kLanes) * stride);
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (head_dim == padded) return Block{reinterpret_cast<const float*>(data + first * stride), stride};
+      if (head_dim == padded) return Block{reinterpret_cast<const float*>(data + first * stride), stride, true};
     }
-    for (int i = 0; i < kLanes; ++i) copy_row(data + (first + i) * stride, head_dim, copies + i * padded);
-    return Block{copies, padded};
+    for (int i = 0; i < kLanes; ++i) {
+      const T* row = data + (first + i) * stride;
+      for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(row + kLanes * stride + d);
+      }
+      copy_row(row, head_dim, copies + i * padded);
+    }
+    return Block{copies, padded, false};
   }
 
   // `count` rows from position `first` on as token t sees them: some may be the step's own. What follows them is stale.
@@ -169,7 +175,7 @@ struct Rows {
       }
       copy_row(data + row * stride, head_dim, copies + i * padded);
     }
-    return Block{copies, padded};
+    return Block{copies, padded, false};
   }
 };
 
@@ -232,7 +238,7 @@ void attend(const llamba_attention_step_args& args, const AttentionSizes& sizes,
     const int seen = seen_by(i);
     for (int64_t key = shared; key < seen; key += kLanes) {
       const Block block = keys.on_path(sequence, i / sizes.group, first + key, lanes_left(seen - key));
-      score_tile<1>(query + i * padded, block, args.scale, scores + i * kChunk + key, padded);
+      score_tile<1, false>(query + i * padded, block, args.scale, scores + i * kChunk + key, padded);
     }
   }
   for (int64_t i = 0; i < queries; ++i) {
@@ -248,7 +254,7 @@ void attend(const llamba_attention_step_args& args, const AttentionSizes& sizes,
     for (int64_t key = shared; key < seen; key += kLanes) {
       const int n = lanes_left(seen - key);
       const Block block = values.on_path(sequence, i / sizes.group, first + key, n);
-      add_values_row<1>(scores + i * kChunk + key, block, n, partials + i * sizes.partial, 0, padded);
+      add_values_row<1, false>(scores + i * kChunk + key, block, n, partials + i * sizes.partial, 0, padded);
     }
   }
 }
