@@ -142,6 +142,22 @@ def test_refusals(src, dst, change, kind, sentence):
         assert_bitwise(new, old)
 
 
+@pytest.mark.parametrize("states, got", [(None, "NoneType"), ([None], "list with NoneType"), (SHARED, "Tensor")])
+def test_what_is_no_list_of_tensors_is_refused(states, got):
+    sentence = f"slot_copy: states must be a list of tensors; got {got}"
+    assert_refused(TypeError, sentence, slot_copy, make_cursor(), states, [], int32(0), int32(1), width=4)
+
+
+def test_tensors_in_lists_are_looked_at():
+    """Their gradients and devices, as those of single tensors."""
+    cursor, states = make_cursor(), [torch.zeros(4, 3), torch.zeros(4, 3, requires_grad=True)]
+    with pytest.raises(ValueError, match="^slot_copy: states must not require grad, .*; got one that does$"):
+        slot_copy(cursor, states, [], int32(0), int32(1), width=4)
+    sentence = "slot_copy: tensors must be on one device, all on meta or none; got cpu, meta"
+    states = [torch.zeros(4, 3, device="meta")]
+    assert_refused(TypeError, sentence, slot_copy, cursor, states, [], int32(0), int32(1), width=4)
+
+
 def test_opcheck():
     cursor, (states, kv) = make_cursor(), make_buffers()
     args = (cursor, states[:2], kv[:1], int32(0), int32(1), 4)
