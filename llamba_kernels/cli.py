@@ -257,13 +257,15 @@ def bench(
 
 @app.command()
 def env():
-    """What is built, which kernels run on this machine, and versions."""
+    """What is built, which kernels run on this machine, versions, and how often a session folds (W)."""
+    from . import fold
     from .env import describe
 
     table = Table(show_header=False)
     for name, value in describe().items():
         table.add_row(name, str(value))
     console.print(table)
+    console.print(fold.describe(), highlight=False)
 
 
 def _load(model: str, dtype: str):

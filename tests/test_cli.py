@@ -13,7 +13,7 @@ import torch
 from tiny import write_teacher, write_text
 from transformers import AutoModelForCausalLM
 
-from llamba_kernels import cli
+from llamba_kernels import cli, fold
 
 STAGES = ("teacher", "converted", "aligned", "hybrid")
 
@@ -152,7 +152,7 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert [row["window"] for row in rows] == [1, 3] and all(row["identical"] for row in rows)
     env = llamba("env")
-    assert env.returncode == 0 and torch.__version__ in env.stdout
+    assert env.returncode == 0 and torch.__version__ in env.stdout and fold.describe() in env.stdout
 
 
 @pytest.mark.parametrize(
