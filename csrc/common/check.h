@@ -24,6 +24,22 @@
 #define CHECK_SAME_DEVICE(tensor, like) llamba::check_same_device(kOp, #tensor, tensor, #like, like)
 // CHECK_STRIDE(x, -1, 1): dimensions count from the end when negative; a dimension of size 1 or less passes.
 #define CHECK_STRIDE(tensor, dim, stride) llamba::check_stride(kOp, #tensor, tensor, dim, stride)
+// CHECK_LIKE(dt, xBC, batch, ntokens, nheads): this shape, dtype and device of xBC, stride 1 in the last dimension.
+// CHECK_INDICES(slots, xBC, batch): the same, but int32.
+#define CHECK_LIKE(tensor, like, ...) \
+  do {                                \
+    CHECK_SHAPE(tensor, __VA_ARGS__); \
+    CHECK_SAME_DTYPE(tensor, like);   \
+    CHECK_STRIDE(tensor, -1, 1);      \
+    CHECK_SAME_DEVICE(tensor, like);  \
+  } while (0)
+#define CHECK_INDICES(tensor, like, ...) \
+  do {                                   \
+    CHECK_SHAPE(tensor, __VA_ARGS__);    \
+    CHECK_DTYPE(tensor, Int);            \
+    CHECK_STRIDE(tensor, -1, 1);         \
+    CHECK_SAME_DEVICE(tensor, like);     \
+  } while (0)
 // CHECK_RANGE(ntokens, 1, 64): both ends included
 #define CHECK_RANGE(value, least, most) llamba::check_range(kOp, #value, value, least, most)
 // CHECK_FLOAT(eps): the double as the float of the C interface; refused, with its own value, if that is 0 or infinite

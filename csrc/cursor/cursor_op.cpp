@@ -30,15 +30,6 @@ llamba_session checked_session(const char* kOp, int64_t fold_every, int64_t max_
                         static_cast<int32_t>(max_window)};
 }
 
-#define CHECK_PER_SLOT(values)           \
-  do {                                   \
-    const int64_t batch = slots.size(0); \
-    CHECK_SHAPE(values, batch);          \
-    CHECK_DTYPE(values, Int);            \
-    CHECK_STRIDE(values, -1, 1);         \
-    CHECK_SAME_DEVICE(values, slots);    \
-  } while (0)
-
 const int32_t* int32_data(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }
 
 }  // namespace
@@ -48,12 +39,13 @@ void cursor_reset(const Tensor& cursor, const Tensor& slots, const std::optional
   constexpr const char* kOp = "cursor_reset";
   llamba_cursor_reset_args args{sizeof(args)};
   args.cursor = checked_cursor(kOp, cursor, slots, width);
+  const int64_t batch = slots.size(0);
   args.session = checked_session(kOp, fold_every, max_rollback, max_window);
-  if (prompt.has_value()) CHECK_PER_SLOT(*prompt);
+  if (prompt.has_value()) CHECK_INDICES(*prompt, slots, batch);
   CHECK_WRITTEN(cursor, slots, prompt);
   args.slots = int32_data(slots);
   args.prompt = prompt.has_value() ? int32_data(*prompt) : nullptr;
-  args.batch = slots.size(0);
+  args.batch = batch;
   run(kOp, cursor, args, llamba_cursor_reset_cpu);
 }
 
@@ -62,12 +54,13 @@ void cursor_begin(const Tensor& cursor, const Tensor& slots, const Tensor& ntoke
   constexpr const char* kOp = "cursor_begin";
   llamba_cursor_begin_args args{sizeof(args)};
   args.cursor = checked_cursor(kOp, cursor, slots, width);
+  const int64_t batch = slots.size(0);
   args.session = checked_session(kOp, fold_every, max_rollback, max_window);
-  CHECK_PER_SLOT(ntokens);
+  CHECK_INDICES(ntokens, slots, batch);
   CHECK_WRITTEN(cursor, slots, ntokens);
   args.slots = int32_data(slots);
   args.ntokens = int32_data(ntokens);
-  args.batch = slots.size(0);
+  args.batch = batch;
   run(kOp, cursor, args, llamba_cursor_begin_cpu);
 }
 
@@ -76,23 +69,21 @@ void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& acce
   constexpr const char* kOp = "cursor_commit";
   llamba_cursor_commit_args args{sizeof(args)};
   args.cursor = checked_cursor(kOp, cursor, slots, width);
-  CHECK_PER_SLOT(accepted);
+  const int64_t batch = slots.size(0);
+  CHECK_INDICES(accepted, slots, batch);
   CHECK_WRITTEN(cursor, slots, accepted);
   args.slots = int32_data(slots);
   args.accepted = int32_data(accepted);
   if (path.has_value()) {
     CHECK_DIM(*path, 2, 2);
-    const int64_t batch = slots.size(0), length = path->size(1);
-    CHECK_SHAPE(*path, batch, length);
-    CHECK_DTYPE(*path, Int);
-    CHECK_STRIDE(*path, -1, 1);
-    CHECK_SAME_DEVICE(*path, cursor);
+    const int64_t length = path->size(1);
+    CHECK_INDICES(*path, cursor, batch, length);
     CHECK_WRITTEN(cursor, *path);
     args.path = int32_data(*path);
     args.path_stride_batch = path->stride(0);
     args.path_length = length;
   }
-  args.batch = slots.size(0);
+  args.batch = batch;
   run(kOp, cursor, args, llamba_cursor_commit_cpu);
 }
 
@@ -101,11 +92,12 @@ void cursor_rollback(const Tensor& cursor, const Tensor& slots, const Tensor& n,
   constexpr const char* kOp = "cursor_rollback";
   llamba_cursor_rollback_args args{sizeof(args)};
   args.cursor = checked_cursor(kOp, cursor, slots, width);
+  const int64_t batch = slots.size(0);
   args.session = checked_session(kOp, fold_every, max_rollback, max_window);
-  CHECK_PER_SLOT(n);
+  CHECK_INDICES(n, slots, batch);
   args.slots = int32_data(slots);
   args.n = int32_data(n);
-  args.batch = slots.size(0);
+  args.batch = batch;
   run(kOp, cursor, args, llamba_cursor_rollback_cpu);
 }
 

@@ -56,28 +56,19 @@ void fill_layer(const char* kOp, const Mamba2LayerTensors& layer, Args* args) {
   check_shape(kOp, "rows", rows, "(nslots, capacity, x_heads * headdim + (B_heads + C_heads) * dstate)",
               {nslots, capacity, conv_dim});
   CHECK_STRIDE(rows, -1, 1);
-  CHECK_SHAPE(dt_rows, nslots, capacity, nheads);
-  CHECK_SAME_DTYPE(dt_rows, rows);
-  CHECK_STRIDE(dt_rows, -1, 1);
-  CHECK_SAME_DEVICE(dt_rows, rows);
+  CHECK_LIKE(dt_rows, rows, nslots, capacity, nheads);
   CHECK_SHAPE(conv_weight, conv_dim, width);
   CHECK_SAME_DTYPE(conv_weight, rows);
   CHECK_SAME_DEVICE(conv_weight, rows);
   if (conv_bias.has_value()) {
-    CHECK_SHAPE(*conv_bias, conv_dim);
-    CHECK_SAME_DTYPE(*conv_bias, rows);
-    CHECK_STRIDE(*conv_bias, -1, 1);
-    CHECK_SAME_DEVICE(*conv_bias, rows);
+    CHECK_LIKE(*conv_bias, rows, conv_dim);
     args->conv_bias = conv_bias->const_data_ptr();
   }
   args->A = head_parameter(kOp, "A", A, nheads, rows);
   if (dt_bias.has_value()) args->dt_bias = head_parameter(kOp, "dt_bias", *dt_bias, nheads, rows);
   CHECK_STRIDE(checkpoint, -1, 1);
   CHECK_SAME_DEVICE(checkpoint, rows);
-  CHECK_SHAPE(cursor, nslots, table);
-  CHECK_DTYPE(cursor, Int);
-  CHECK_STRIDE(cursor, -1, 1);
-  CHECK_SAME_DEVICE(cursor, rows);
+  CHECK_INDICES(cursor, rows, nslots, table);
   CHECK_DTYPE(slots, Int);
   CHECK_STRIDE(slots, -1, 1);
   CHECK_SAME_DEVICE(slots, rows);

@@ -22,27 +22,15 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
   CHECK_DIM(xBC, 3, 3);
   const int64_t max_ntokens = xBC.size(1);
   CHECK_RANGE(max_ntokens, 0, 1 << 24);
-  CHECK_SHAPE(xBC, batch, max_ntokens, conv_dim);
-  CHECK_SAME_DTYPE(xBC, rows);
-  CHECK_STRIDE(xBC, -1, 1);
-  CHECK_SAME_DEVICE(xBC, rows);
-  CHECK_SHAPE(dt, batch, max_ntokens, nheads);
-  CHECK_SAME_DTYPE(dt, rows);
-  CHECK_STRIDE(dt, -1, 1);
-  CHECK_SAME_DEVICE(dt, rows);
+  CHECK_LIKE(xBC, rows, batch, max_ntokens, conv_dim);
+  CHECK_LIKE(dt, rows, batch, max_ntokens, nheads);
   if (D.has_value()) args.D = head_parameter(kOp, "D", *D, nheads, rows);
   if (parents.has_value()) {
-    CHECK_SHAPE(*parents, batch, max_ntokens);
-    CHECK_DTYPE(*parents, Int);
-    CHECK_STRIDE(*parents, -1, 1);
-    CHECK_SAME_DEVICE(*parents, rows);
+    CHECK_INDICES(*parents, rows, batch, max_ntokens);
     args.parents = static_cast<const int32_t*>(parents->const_data_ptr());
     args.parents_stride_batch = parents->stride(0);
   }
-  CHECK_SHAPE(out, batch, max_ntokens, nheads, headdim);
-  CHECK_SAME_DTYPE(out, rows);
-  CHECK_STRIDE(out, -1, 1);
-  CHECK_SAME_DEVICE(out, rows);
+  CHECK_LIKE(out, rows, batch, max_ntokens, nheads, headdim);
   CHECK_WRITTEN(out, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents, checkpoint, rows, dt_rows);
   CHECK_WRITTEN(checkpoint, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents, rows, dt_rows);
   CHECK_WRITTEN(rows, xBC, dt, conv_weight, conv_bias, A, D, dt_bias, cursor, slots, parents, dt_rows);

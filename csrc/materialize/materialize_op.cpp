@@ -21,10 +21,7 @@ void materialize(const Tensor& conv_weight, const std::optional<Tensor>& conv_bi
   CHECK_DTYPE(state, Float);
   CHECK_STRIDE(state, -1, 1);
   CHECK_SAME_DEVICE(state, rows);
-  CHECK_SHAPE(tail, batch, width - 1, conv_dim);
-  CHECK_SAME_DTYPE(tail, rows);
-  CHECK_STRIDE(tail, -1, 1);
-  CHECK_SAME_DEVICE(tail, rows);
+  CHECK_LIKE(tail, rows, batch, width - 1, conv_dim);
   CHECK_WRITTEN(state, tail, checkpoint, rows, dt_rows, cursor);
   CHECK_WRITTEN(tail, checkpoint, rows, dt_rows, cursor);
   args.state = static_cast<float*>(state.mutable_data_ptr());

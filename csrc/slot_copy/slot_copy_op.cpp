@@ -42,10 +42,7 @@ void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const st
   CHECK_DTYPE(src, Int);
   CHECK_STRIDE(src, -1, 1);
   CHECK_SAME_DEVICE(src, cursor);
-  CHECK_SHAPE(dst, batch);
-  CHECK_DTYPE(dst, Int);
-  CHECK_STRIDE(dst, -1, 1);
-  CHECK_SAME_DEVICE(dst, cursor);
+  CHECK_INDICES(dst, cursor, batch);
   CHECK_WRITTEN(cursor, src, dst);
   std::vector<llamba_slot_buffer> buffers;
   std::vector<NamedTensor> named;

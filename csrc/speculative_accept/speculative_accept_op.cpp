@@ -19,10 +19,7 @@ void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor
   CHECK_DTYPE(drafts, Long);
   CHECK_STRIDE(drafts, -1, 1);
   CHECK_SAME_DEVICE(drafts, logits);
-  CHECK_SHAPE(ntokens, batch);
-  CHECK_DTYPE(ntokens, Int);
-  CHECK_STRIDE(ntokens, -1, 1);
-  CHECK_SAME_DEVICE(ntokens, logits);
+  CHECK_INDICES(ntokens, logits, batch);
   if (draft_probs.has_value()) {
     CHECK_SHAPE(*draft_probs, batch, max_window - 1, vocab);
     CHECK_DTYPE(*draft_probs, Float);
@@ -40,10 +37,7 @@ void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor
     args.uniforms = static_cast<const double*>(uniforms->const_data_ptr());
     args.uniforms_stride_batch = uniforms->stride(0);
   }
-  CHECK_SHAPE(accepted, batch);
-  CHECK_DTYPE(accepted, Int);
-  CHECK_STRIDE(accepted, -1, 1);
-  CHECK_SAME_DEVICE(accepted, logits);
+  CHECK_INDICES(accepted, logits, batch);
   CHECK_SHAPE(next_token, batch);
   CHECK_DTYPE(next_token, Long);
   CHECK_STRIDE(next_token, -1, 1);

@@ -29,15 +29,9 @@ void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpo
   CHECK_DTYPE(state, Float);
   CHECK_STRIDE(state, -1, 1);
   CHECK_SAME_DEVICE(state, rows);
-  CHECK_SHAPE(tail, batch, width - 1, conv_dim);
-  CHECK_SAME_DTYPE(tail, rows);
-  CHECK_STRIDE(tail, -1, 1);
-  CHECK_SAME_DEVICE(tail, rows);
+  CHECK_LIKE(tail, rows, batch, width - 1, conv_dim);
   const int64_t table = LLAMBA_CURSOR_HEADER + width - 1 + capacity;
-  CHECK_SHAPE(cursor, nslots, table);
-  CHECK_DTYPE(cursor, Int);
-  CHECK_STRIDE(cursor, -1, 1);
-  CHECK_SAME_DEVICE(cursor, rows);
+  CHECK_INDICES(cursor, rows, nslots, table);
   CHECK_DTYPE(slots, Int);
   CHECK_STRIDE(slots, -1, 1);
   CHECK_SAME_DEVICE(slots, rows);
