@@ -1,6 +1,7 @@
 """Builds the native libraries of llamba_kernels; pyproject.toml has the rest.
 
-libllamba_cpu.so   csrc/common, every *_cpu.cpp, and every *_isa.cpp once per instruction set. No torch.
+libllamba_cpu.so   csrc/common, every *_cpu.cpp, and every *_isa.cpp once per instruction set (avx512bf16: if it
+                   says __AVX512BF16__). No torch.
 _C.so              csrc/ops.cpp and every *_op.cpp, against torch's stable ABI. Links libllamba_cpu.so.
 libllamba_cuda.so  every *_launch.cu and *_cuda.cpp. No torch. Only with nvcc; _C.so opens it at run time.
 
@@ -42,11 +43,14 @@ CXX_FLAGS = (
 )
 TORCH_FLAGS = f"-DTORCH_STABLE_ONLY -DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
 # -Wno-*uninitialized: GCC 12 warns about its own AVX-512 intrinsics headers.
+AVX512_FLAGS = (
+    "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -Wno-uninitialized -Wno-maybe-uninitialized"
+)
 ISA_FLAGS = {
     "generic": "",
     "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c "
-    "-Wno-uninitialized -Wno-maybe-uninitialized",
+    "avx512": AVX512_FLAGS,
+    "avx512bf16": f"{AVX512_FLAGS} -mavx512bf16",
 }
 # -O1: at -O3 the checks take six times as long to compile.
 SANITIZE_FLAGS = {
@@ -177,6 +181,8 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer):
     objects = [compile_cxx(source, machine) for source in common + sources("csrc/*/*_cpu.cpp")]
     for source in kernels:
         for isa in ISA_FLAGS if x86 else ["generic"]:
+            if isa == "avx512bf16" and "__AVX512BF16__" not in (ROOT / source).read_text():
+                continue  # it would be the avx512 code: csrc/common/cpu_isa.h calls that instead
             objects.append(compile_cxx(source, f"{machine} -DLLAMBA_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
     cpu = ninja.build("link", f"{folder}/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
 

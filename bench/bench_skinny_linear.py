@@ -8,11 +8,12 @@ from llamba_kernels.ops import skinny_linear
 from llamba_kernels.testing import make_skinny_linear_inputs
 
 SIZES = {"8b": (2560, 10240), "smollm2-135m up": (1536, 576), "smollm2-135m head": (49152, 576)}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64]
 CASES = [("8b", rows) for rows in ROWS] + [(size, rows) for size in list(SIZES)[1:] for rows in (1, 4, 8)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=[str(dtype)[6:] for dtype in DTYPES])
 @pytest.mark.parametrize("size, rows", CASES)
 def bench_skinny_linear(row, size, rows, dtype):
     out_features, in_features = SIZES[size]

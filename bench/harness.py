@@ -1,4 +1,4 @@
-"""Measures rows of benchmark tables: bytes and time of an operator, the read bandwidth beside it, the torch formula."""
+"""Measures rows of benchmark tables: an operator's bytes and time, the read bandwidth, the torch formula, a peer."""
 
 import functools
 import itertools
@@ -81,20 +81,22 @@ class Rows:
     """The rows of one run, and how one is measured."""
 
     KEY = pytest.StashKey()
-    COLUMNS = ["case", "us min", "us median", "GB/s", "% read", "torch us", "x torch"]
+    COLUMNS = ["case", "us min", "us median", "GB/s", "% read", "torch us", "x torch", "peer", "peer us", "x peer"]
 
     def __init__(self):
         self.rows = {}  # operator -> rows
+        self.tables = {}  # title -> rows of strings, the first the columns: tables of another kind
         self.patience = 60.0  # seconds that the whole run may spend waiting for others to finish
 
     def measurer(self, benchmark, operator):
         return functools.partial(self.measure, benchmark, operator)
 
-    def measure(self, benchmark, operator, case, ours, formula, arguments, check, nbytes):
+    def measure(self, benchmark, operator, case, ours, formula, arguments, check, nbytes, peer=None):
         """Measure ours(argument) and formula(argument), the torch formula, with the arguments in turn.
 
         check() raises if the result is wrong: then there is no row. nbytes: what one call must read and write at least.
-        GB/s, % read and x torch are of the medians. A row measured beside other work is marked with *.
+        peer: (name, call) of another package's operator, call(argument) doing the same work, or None; see peers.py.
+        GB/s, % read, x torch and x peer are of the medians. A row measured beside other work is marked with *.
         """
         check()
         start = time.monotonic()
@@ -102,6 +104,8 @@ class Rows:
         self.patience -= time.monotonic() - start
         bandwidth = read_bandwidth()
         formula_median = statistics.median(seconds(formula, arguments, ROUNDS // 3))
+        peer_name, peer_call = peer or ("-", None)
+        peer_median = statistics.median(seconds(peer_call, arguments, ROUNDS)) if peer else float("nan")
         turns = itertools.cycle(arguments)
         benchmark.pedantic(ours, setup=lambda: ((next(turns),), {}), rounds=ROUNDS, warmup_rounds=3)
         load = max(load, others_load())
@@ -112,6 +116,8 @@ class Rows:
             gb_per_s=nbytes / median / 1e9,
             read_gb_per_s=bandwidth / 1e9,
             torch_us=formula_median * 1e6,
+            peer=peer_name,
+            peer_us=peer_median * 1e6 if peer else None,
             others_load=load,
         )
         self.rows.setdefault(operator, []).append(
@@ -123,18 +129,22 @@ class Rows:
                 f"{100 * nbytes / median / bandwidth:.0f}",
                 f"{formula_median * 1e6:.1f}",
                 f"{formula_median / median:.2f}",
+                peer_name,
+                f"{peer_median * 1e6:.1f}" if peer else "-",
+                f"{peer_median / median:.2f}" if peer else "-",
             ]
         )
 
     def table(self):
-        if not self.rows:
+        if not self.rows and not self.tables:
             return
         yield " | ".join(f"{name} {value}" for name, value in header().items())
-        for operator, rows in self.rows.items():
-            widths = [max(len(row[i]) for row in [self.COLUMNS, *rows]) for i in range(len(self.COLUMNS))]
+        standard = {operator: [self.COLUMNS, *rows] for operator, rows in self.rows.items()}
+        for operator, rows in (standard | self.tables).items():
+            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
             yield ""
             yield operator
-            for row in [self.COLUMNS, *rows]:
+            for row in rows:
                 cells = [
                     text.ljust(width) if i == 0 else text.rjust(width)
                     for i, (text, width) in enumerate(zip(row, widths, strict=True))

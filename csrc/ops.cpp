@@ -13,13 +13,34 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "cursor_begin(Tensor(a!) cursor, Tensor slots, Tensor ntokens, int width, int fold_every, int max_rollback, "
       "int max_window) -> ()");
-  m.def("cursor_commit(Tensor(a!) cursor, Tensor slots, Tensor accepted, int width) -> ()");
+  m.def("cursor_commit(Tensor(a!) cursor, Tensor slots, Tensor accepted, Tensor? path, int width) -> ()");
+  m.def(
+      "cursor_rollback(Tensor(a!) cursor, Tensor slots, Tensor n, int width, int fold_every, int max_rollback, "
+      "int max_window) -> ()");
   m.def(
       "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
-      "Tensor(d!) out, int x_heads, int B_heads, int C_heads) -> ()");
+      "Tensor? parents, Tensor(d!) out, int x_heads, int B_heads, int C_heads, int fold_every) -> ()");
+  m.def(
+      "materialize(Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? dt_bias, Tensor checkpoint, Tensor rows, "
+      "Tensor dt_rows, Tensor cursor, Tensor slots, Tensor(a!) state, Tensor(b!) tail, int x_heads, int B_heads, "
+      "int C_heads, int fold_every) -> ()");
+  m.def(
+      "state_import(Tensor state, Tensor tail, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor cursor, Tensor slots) "
+      "-> ()");
+  m.def("slot_copy(Tensor(a!) cursor, Tensor(b!)[] states, Tensor(c!)[] kv, Tensor src, Tensor dst, int width) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
+  m.def("silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def(
+      "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cursor, "
+      "Tensor slots, float scale, Tensor? parents, Tensor(c!) out) -> ()");
+  m.def(
+      "kv_compact(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor cursor, Tensor slots, Tensor accepted, "
+      "Tensor path) -> ()");
+  m.def("argmax(Tensor logits, Tensor(a!) out) -> ()");
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
       "float temperature, Tensor(a!) accepted, Tensor(b!) next_token) -> ()");
@@ -29,9 +50,19 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("cursor_reset", TORCH_BOX(&llamba::cursor_reset));
   m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
+  m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
+  m.impl("materialize", TORCH_BOX(&llamba::materialize));
+  m.impl("state_import", TORCH_BOX(&llamba::state_import));
+  m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
+  m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
+  m.impl("rope", TORCH_BOX(&llamba::rope));
+  m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("skinny_linear", TORCH_BOX(&llamba::skinny_linear));
+  m.impl("attention_step", TORCH_BOX(&llamba::attention_step));
+  m.impl("kv_compact", TORCH_BOX(&llamba::kv_compact));
+  m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }
 
@@ -39,6 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("cursor_reset", TORCH_BOX(&llamba::cursor_reset));
   m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
+  m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
 }
 
 // The CPU library has no threads of its own: it uses torch's pool.

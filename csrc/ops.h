@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace llamba {
 
@@ -15,15 +16,38 @@ void cursor_reset(const Tensor& cursor, const Tensor& slots, const std::optional
                   int64_t fold_every, int64_t max_rollback, int64_t max_window);
 void cursor_begin(const Tensor& cursor, const Tensor& slots, const Tensor& ntokens, int64_t width, int64_t fold_every,
                   int64_t max_rollback, int64_t max_window);
-void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, int64_t width);
+void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, const std::optional<Tensor>& path,
+                   int64_t width);
+void cursor_rollback(const Tensor& cursor, const Tensor& slots, const Tensor& n, int64_t width, int64_t fold_every,
+                     int64_t max_rollback, int64_t max_window);
 void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weight,
                    const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
                    const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
-                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& out, int64_t x_heads,
-                   int64_t B_heads, int64_t C_heads);
+                   const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots,
+                   const std::optional<Tensor>& parents, const Tensor& out, int64_t x_heads, int64_t B_heads,
+                   int64_t C_heads, int64_t fold_every);
+void materialize(const Tensor& conv_weight, const std::optional<Tensor>& conv_bias, const Tensor& A,
+                 const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
+                 const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, const Tensor& state,
+                 const Tensor& tail, int64_t x_heads, int64_t B_heads, int64_t C_heads, int64_t fold_every);
+void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpoint, const Tensor& rows,
+                  const Tensor& cursor, const Tensor& slots);
+void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const std::vector<Tensor>& kv,
+               const Tensor& src, const Tensor& dst, int64_t width);
 void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tensor& weight, double eps,
                     int64_t group_size, const Tensor& out);
+void rms_norm(const Tensor& x, const Tensor& weight, double eps, const std::optional<Tensor>& residual,
+              const Tensor& out);
+void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool interleaved,
+          const Tensor& out);
+void silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out);
 void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);
+void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
+                    const Tensor& cursor, const Tensor& slots, double scale, const std::optional<Tensor>& parents,
+                    const Tensor& out);
+void kv_compact(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches, const Tensor& cursor,
+                const Tensor& slots, const Tensor& accepted, const Tensor& path);
+void argmax(const Tensor& logits, const Tensor& out);
 void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,
                         const std::optional<Tensor>& draft_probs, const std::optional<Tensor>& uniforms,
                         double temperature, const Tensor& accepted, const Tensor& next_token);

@@ -16,10 +16,10 @@ if not _FILE.exists():
         f"if the package is installed elsewhere, run Python from another folder); got no {_FILE}"
     )
 
-_ISAS = ("avx512", "avx2", "generic")
+_ISAS = ("avx512bf16", "avx512", "avx2", "generic")
 ASKED_ISA = os.environ.get("LLAMBA_CPU_ISA")  # as the library, too, reads it now and never again; unset or empty: none
 if ASKED_ISA and ASKED_ISA not in _ISAS:
-    raise ValueError(f"llamba_kernels: LLAMBA_CPU_ISA must be avx512, avx2 or generic; got {ASKED_ISA}")
+    raise ValueError(f"llamba_kernels: LLAMBA_CPU_ISA must be {', '.join(_ISAS[:-1])} or {_ISAS[-1]}; got {ASKED_ISA}")
 torch.ops.load_library(_FILE)
 
 native = ctypes.CDLL(str(_FILE))
@@ -80,7 +80,7 @@ def _fake(op):
 
     def fake(*args):
         _refuse_types(op, zip(op._schema.arguments, args, strict=True))
-        devices = sorted({value.device.type for value in args if isinstance(value, torch.Tensor)})
+        devices = sorted({tensor.device.type for value in args for tensor in _tensors(value)})
         if len(devices) > 1:
             raise TypeError(
                 f"{_name(op)}: tensors must be on one device, all on meta or none; got {', '.join(devices)}"
@@ -98,6 +98,13 @@ def _refuse_negative_views(op):
     return refuse
 
 
+def _tensors(value):
+    """The tensors of an argument: itself, those of a list, or none."""
+    if isinstance(value, torch.Tensor):
+        return (value,)
+    return [each for each in value if isinstance(each, torch.Tensor)] if isinstance(value, (list, tuple)) else ()
+
+
 _TYPES = {  # of a schema: what torch takes for it, how a sentence says so, and the bits of an int that are too many
     "Tensor": (torch.Tensor, "a tensor", None),
     "int": ((Integral, torch.SymInt), "an int", 64),
@@ -108,6 +115,8 @@ _TYPES = {  # of a schema: what torch takes for it, how a sentence says so, and 
 def _refuse_types(op, arguments):
     """One sentence where torch would write a paragraph, or where it makes an empty tensor of None."""
     for arg, value in arguments:
+        if str(arg.type) == "List[Tensor]":
+            _refuse_other_lists(op, arg.name, value)
         kind = str(arg.type).removeprefix("Optional[").removesuffix("]")
         optional = kind != str(arg.type)
         if kind not in _TYPES or (optional and value is None):
@@ -121,10 +130,18 @@ def _refuse_types(op, arguments):
             raise ValueError(f"{rule} of fewer than {bits} bits; got one of {value.bit_length()}") from None
 
 
+def _refuse_other_lists(op, name, value):
+    is_list = isinstance(value, (list, tuple))
+    wrong = [type(each).__name__ for each in value if not isinstance(each, torch.Tensor)] if is_list else None
+    if not is_list or wrong:
+        got = f"{type(value).__name__}{' with ' + wrong[0] if wrong else ''}"
+        raise TypeError(f"{_name(op)}: {name} must be a list of tensors; got {got}") from None
+
+
 def _refuse_gradients(op, args):
     """The operators have no backward: an output without gradient would quietly cut a training graph."""
     for i, value in enumerate(args):
-        if isinstance(value, torch.Tensor) and value.requires_grad:
+        if any(tensor.requires_grad for tensor in _tensors(value)):
             raise ValueError(
                 f"{_name(op)}: {op._schema.arguments[i].name} must not require grad, because the operator has no "
                 "backward (call it under torch.no_grad() or torch.inference_mode()); got one that does"
@@ -142,7 +159,7 @@ def _refusal(op, args, error):
     if not isinstance(error, NotImplementedError):
         return error
     # torch's own text for a device without a kernel is two pages long
-    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    tensors = [tensor for value in args for tensor in _tensors(value)]
     got = sorted({f"{str(tensor.layout).removeprefix('torch.')} on {tensor.device.type}" for tensor in tensors})
     rule = "tensors must be plain strided ones on a device that the operator's docstring names"
     return TypeError(f"{_name(op)}: {rule}; got {', '.join(got)}")

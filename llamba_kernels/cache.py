@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .fold import choose_fold_every
 from .models.config import LlambaConfig
 
 CURSOR_HEADER = 4  # position, live, fold, ntokens: see csrc/include/llamba.h
@@ -18,7 +19,7 @@ class Session:
     Args:
         max_window: most tokens in a step, the pending one included.
         fold_every: W; the checkpoint advances in multiples of it. Every row that is not folded yet is replayed each
-            step; 1 replays least and writes the checkpoint on every step.
+            step; 1 replays least and writes the checkpoint on every step. `fold.choose_fold_every` chooses.
         max_rollback: committed tokens that may still be taken back.
         width: conv width of the model's Mamba-2 layers.
     """
@@ -45,7 +46,7 @@ class Cursor:
         self.session = session
         entries = CURSOR_HEADER + session.width - 1 + session.capacity
         self.table = torch.zeros(nslots, entries, dtype=torch.int32, device=device)
-        self._constants = {
+        self.constants = {
             "width": session.width,
             "fold_every": session.fold_every,
             "max_rollback": session.max_rollback,
@@ -55,13 +56,16 @@ class Cursor:
 
     def reset(self, slots: Tensor, prompt: Tensor | None = None) -> None:
         """Fresh slots, or (prompt: tokens per slot) slots that a prefill has filled."""
-        ops.cursor_reset(self.table, slots, prompt, **self._constants)
+        ops.cursor_reset(self.table, slots, prompt, **self.constants)
 
     def begin(self, slots: Tensor, ntokens: Tensor) -> None:
-        ops.cursor_begin(self.table, slots, ntokens, **self._constants)
+        ops.cursor_begin(self.table, slots, ntokens, **self.constants)
 
-    def commit(self, slots: Tensor, accepted: Tensor) -> None:
-        ops.cursor_commit(self.table, slots, accepted, width=self.session.width)
+    def commit(self, slots: Tensor, accepted: Tensor, path: Tensor | None = None) -> None:
+        ops.cursor_commit(self.table, slots, accepted, path, width=self.session.width)
+
+    def rollback(self, slots: Tensor, n: Tensor) -> None:
+        ops.cursor_rollback(self.table, slots, n, **self.constants)
 
     def position(self, slot: int) -> int:
         return int(self.table[slot, 0])
@@ -80,10 +84,22 @@ class AttentionBuffers:
     v: Tensor  # [nslots, kv_heads, max_tokens, head_dim]
 
 
+@dataclass
+class SavedSlot:
+    """One sequence outside any cache: `StepModel.materialize` makes it, `DecodeCache.state_import` takes it."""
+
+    position: int
+    layers: list[tuple[Tensor, Tensor]]  # Mamba-2: state, conv tail; attention: k, v [kv_heads, position, head_dim]
+
+
 class DecodeCache:
     """Buffers of `nslots` sequences of up to `max_tokens` tokens for one model; allocated once, here.
 
     A rejected token costs nothing to take back: its row becomes free and its KV entry is overwritten.
+
+    Args:
+        session: None: the widest window is 8, and fold_every is chosen for this model and these dtypes.
+        dtype: of rows, k and v: the model's. checkpoint_dtype: of the recurrent states.
     """
 
     def __init__(
@@ -93,11 +109,13 @@ class DecodeCache:
         session: Session | None = None,
         nslots: int = 1,
         dtype: torch.dtype = torch.float32,
+        checkpoint_dtype: torch.dtype = torch.float32,
     ):
         if max_tokens < 1:
             raise ValueError(f"DecodeCache: max_tokens must be at least 1; got {max_tokens}")
         if session is None:
-            session = Session(width=config.mamba_d_conv)
+            fold_every = fold_every_for(config, Session.max_window, nslots, checkpoint_dtype)
+            session = Session(fold_every=fold_every, width=config.mamba_d_conv)
         if session.width != config.mamba_d_conv:
             raise ValueError(
                 f"DecodeCache: session.width must be the model's mamba_d_conv = {config.mamba_d_conv}; "
@@ -111,7 +129,7 @@ class DecodeCache:
         kv = (nslots, config.num_key_value_heads, max_tokens, config.head_dim)
         self.layers: list[Mamba2Buffers | AttentionBuffers] = [
             Mamba2Buffers(
-                checkpoint=torch.zeros(state, dtype=torch.float32),
+                checkpoint=torch.zeros(state, dtype=checkpoint_dtype),
                 rows=torch.zeros(*rows, config.mamba_conv_dim, dtype=dtype),
                 dt_rows=torch.zeros(*rows, config.mamba_num_heads, dtype=dtype),
             )
@@ -134,6 +152,44 @@ class DecodeCache:
         logits = model(prompt.unsqueeze(0), logits_to_keep=1, handover=handover).logits[0, -1]
         self.cursor.reset(slots, torch.tensor([length], dtype=torch.int32))
         return logits
+
+    def slot_copy(self, src: Tensor, dst: Tensor) -> None:
+        """Slots dst become copies of slots src, (batch) int32 each: beams, several samples of one prompt."""
+        states, kv = [], []
+        for buffers in self.layers:
+            if isinstance(buffers, Mamba2Buffers):
+                states += [buffers.checkpoint, buffers.rows, buffers.dt_rows]
+            else:
+                kv += [buffers.k, buffers.v]
+        ops.slot_copy(self.cursor.table, states, kv, src, dst, width=self.session.width)
+
+    def state_import(self, slot: int, saved: SavedSlot) -> None:
+        """Put a saved sequence into a slot, of this cache or of another for the same model.
+
+        Decoding goes on with the bits it would have had, if the checkpoints are float32 or the saved position is a
+        multiple of fold_every; what is before that position cannot be rolled back.
+        """
+        if saved.position > self.max_tokens:
+            raise ValueError(
+                f"state_import: saved must have at most max_tokens = {self.max_tokens} tokens; got {saved.position}"
+            )
+        slots, constants = torch.tensor([slot], dtype=torch.int32), self.cursor.constants
+        position = torch.tensor([saved.position], dtype=torch.int32)
+        ops.cursor_reset(self.cursor.table, slots, position, **(constants | {"fold_every": 1, "max_rollback": 0}))
+        for buffers, (first, second) in zip(self.layers, saved.layers, strict=True):
+            if isinstance(buffers, Mamba2Buffers):
+                state, tail = first.unsqueeze(0), second.unsqueeze(0)
+                ops.state_import(state, tail, buffers.checkpoint, buffers.rows, self.cursor.table, slots)
+            else:
+                buffers.k[slot, :, : saved.position] = first
+                buffers.v[slot, :, : saved.position] = second
+
+
+def fold_every_for(config: LlambaConfig, max_window: int, nslots: int, checkpoint_dtype: torch.dtype) -> int:
+    """The W that `choose_fold_every` gives for a model's Mamba-2 layers."""
+    state = config.mamba_num_heads * config.mamba_head_dim * config.mamba_d_state * checkpoint_dtype.itemsize
+    nbytes = config.layers.count("mamba2") * nslots * state
+    return choose_fold_every("cpu", "mamba2", checkpoint_dtype, nbytes, max_window)
 
 
 class _Handover:

@@ -39,15 +39,24 @@ def cursor_begin_ref(slot: SlotRef, ntokens: int) -> list[int]:
     return slot.free[:ntokens]
 
 
-def cursor_commit_ref(slot: SlotRef, accepted: int) -> None:
+def cursor_commit_ref(slot: SlotRef, accepted: int, path: list[int] | None = None) -> None:
     """Closes the step: accepted rows join the live rows, folded rows pass through the tail, the rest become free."""
-    new, unused = slot.free[: slot.ntokens], slot.free[slot.ntokens :]
+    step, unused = slot.free[: slot.ntokens], slot.free[slot.ntokens :]
+    stay = list(range(accepted)) if path is None else path[:accepted]
+    new, rejected = [step[i] for i in stay], [row for i, row in enumerate(step) if i not in stay]
     passing = slot.tail + slot.live[: slot.fold]
     dropped, slot.tail = passing[: slot.fold], passing[slot.fold :]
-    slot.live = slot.live[slot.fold :] + new[:accepted]
-    slot.free = unused + new[accepted:] + [row for row in dropped if row >= 0]
+    slot.live = slot.live[slot.fold :] + new
+    slot.free = unused + rejected + [row for row in dropped if row >= 0]
     slot.position += accepted
     slot.fold = slot.ntokens = 0
+
+
+def cursor_rollback_ref(slot: SlotRef, n: int) -> None:
+    """Takes back the last n live tokens; their rows become the first free ones, in order."""
+    kept = len(slot.live) - n
+    slot.live, slot.free = slot.live[:kept], slot.live[kept:] + slot.free
+    slot.position -= n
 
 
 def packed_ref(slot: SlotRef) -> list[int]:

@@ -20,16 +20,38 @@ def mamba2_verify_ref(
     x_heads,
     B_heads,
     C_heads,
+    parents=None,
+    fold_every=1,
     compute_dtype=torch.float64,
 ):
     """Runs the open step of every slot; argument order and in-place writes as the op.
 
     Returns out [batch, max_ntokens, nheads, headdim] in compute_dtype, unrounded; zero beyond ntokens and for padding.
-    Conv outputs are rounded to the activation dtype, as every path of the op rounds them (float64 inputs: not at all).
+    Conv outputs are rounded to the activation dtype, as every path of the op rounds them (float64 inputs: not at all),
+    and the state to the checkpoint's dtype after every token whose count is a multiple of fold_every, if that has 16
+    bits.
     """
     _, nheads, headdim, dstate = checkpoint.shape
     width = conv_weight.shape[1]
     out = torch.zeros(*xBC.shape[:2], nheads, headdim, dtype=compute_dtype)
+
+    def advance(state, window, raw_dt, position):
+        """The state after the token at `position`, its x and its C; window: its conv's raw inputs, oldest first."""
+        conv = sum(conv_weight[:, tap].to(compute_dtype) * window[tap].to(compute_dtype) for tap in range(width))
+        if conv_bias is not None:
+            conv = conv + conv_bias.to(compute_dtype)
+        conv = (conv * torch.sigmoid(conv)).to(xBC.dtype).to(compute_dtype)
+        x, B, C = split_heads(conv, nheads, headdim, dstate, x_heads, B_heads, C_heads)
+        step = raw_dt.to(compute_dtype)
+        if dt_bias is not None:
+            step = step + dt_bias.to(compute_dtype)
+        step = softplus(step)
+        decay = torch.exp(step * A.to(compute_dtype))
+        state = decay[:, None, None] * state + (step[:, None] * x)[:, :, None] * B[:, None, :]
+        if checkpoint.dtype.itemsize == 2 and (position + 1) % fold_every == 0:
+            state = state.to(checkpoint.dtype).to(compute_dtype)
+        return state, x, C
+
     for i, slot in enumerate(slots.tolist()):
         if slot < 0:
             continue
@@ -38,29 +60,25 @@ def mamba2_verify_ref(
         new_rows = table[width - 1 + live : width - 1 + live + ntokens]
         rows[slot, new_rows] = xBC[i, :ntokens]
         dt_rows[slot, new_rows] = dt[i, :ntokens]
-        raw = [
-            torch.zeros_like(xBC[i, 0]) if row < 0 else rows[slot, row] for row in table[: width - 1 + live + ntokens]
-        ]
+        committed = [torch.zeros_like(xBC[i, 0]) if row < 0 else rows[slot, row] for row in table[: width - 1 + live]]
         state = torch.zeros(nheads, headdim, dstate, dtype=compute_dtype)
         if position > live:
             state = checkpoint[slot].to(compute_dtype)
-        for t in range(live + ntokens):
-            conv = sum(conv_weight[:, tap].to(compute_dtype) * raw[t + tap].to(compute_dtype) for tap in range(width))
-            if conv_bias is not None:
-                conv = conv + conv_bias.to(compute_dtype)
-            conv = (conv * torch.sigmoid(conv)).to(xBC.dtype).to(compute_dtype)
-            x, B, C = split_heads(conv, nheads, headdim, dstate, x_heads, B_heads, C_heads)
-            step = dt_rows[slot, table[width - 1 + t]].to(compute_dtype)
-            if dt_bias is not None:
-                step = step + dt_bias.to(compute_dtype)
-            step = softplus(step)
-            decay = torch.exp(step * A.to(compute_dtype))
-            state = decay[:, None, None] * state + (step[:, None] * x)[:, :, None] * B[:, None, :]
+        for t in range(live):
+            raw_dt = dt_rows[slot, table[width - 1 + t]]
+            state, _, _ = advance(state, committed[t : t + width], raw_dt, position - live + t)
             if t + 1 == fold:
                 checkpoint[slot] = state.to(checkpoint.dtype)
-            if t >= live:
-                y = (state * C[:, None, :]).sum(-1)
-                out[i, t - live] = y if D is None else y + D.to(compute_dtype)[:, None] * x
+        paths = []  # of each new token: the state after it, and the raw inputs up to it
+        for t in range(ntokens):
+            parent = t - 1 if parents is None else int(parents[i, t])
+            before, inputs = (state, committed) if parent < 0 else paths[parent]
+            inputs = [*inputs, xBC[i, t]]
+            depth = len(inputs) - len(committed) - 1
+            after, x, C = advance(before, inputs[-width:], dt[i, t], position + depth)
+            paths.append((after, inputs))
+            y = (after * C[:, None, :]).sum(-1)
+            out[i, t] = y if D is None else y + D.to(compute_dtype)[:, None] * x
     return out
 
 

@@ -1,5 +1,7 @@
 """Comparisons and memory traps shared by the operators' tests."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -57,3 +59,14 @@ def assert_refused(kind, sentence, function, *args, **kwargs):
     with pytest.raises(kind) as error:
         function(*args, **kwargs)
     assert type(error.value) is kind and str(error.value) == sentence
+
+
+@contextmanager
+def threads(count):
+    """torch's thread pool has `count` threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

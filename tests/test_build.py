@@ -79,11 +79,14 @@ def test_cuda_library_loads_without_a_driver_and_refuses_by_a_sentence():
             ("capacity", ctypes.c_int32),
             ("slots", ctypes.c_void_p),
             ("accepted", ctypes.c_void_p),
+            ("path", ctypes.c_void_p),
+            ("path_stride_batch", ctypes.c_int64),
+            ("path_length", ctypes.c_int64),
             ("batch", ctypes.c_int64),
         ]
 
     batch = 0 if torch.cuda.is_available() else 1
-    args = Commit(ctypes.sizeof(Commit), None, 1, 20, 4, 13, None, None, batch)
+    args = Commit(ctypes.sizeof(Commit), None, 1, 20, 4, 13, None, None, None, 0, 0, batch)
     status = library.llamba_cursor_commit_cuda(ctypes.byref(args), None)
     if torch.cuda.is_available():
         assert status == 0
@@ -94,7 +97,7 @@ def test_cuda_library_loads_without_a_driver_and_refuses_by_a_sentence():
 
 def test_env_says_what_is_built():
     facts = describe()
-    assert facts["cpu kernels"].split()[0] in ("avx512", "avx2", "generic")
+    assert facts["cpu kernels"].split()[0] in ("avx512bf16", "avx512", "avx2", "generic")
     if CUDA_LIBRARY.exists():
         assert native.llamba_cuda_problem() == b"" and facts["cuda kernels"].startswith("sm_")
     else:
@@ -105,7 +108,17 @@ def test_c_callers_of_another_version_are_refused():
     library = ctypes.CDLL(str(PACKAGE / "libllamba_cpu.so"))
     library.llamba_last_error.restype = ctypes.c_char_p
     args = (ctypes.c_uint64 * 64)(24)  # size is the first field of every struct
-    for op in ("gated_rms_norm", "skinny_linear", "speculative_accept"):
+    for op in (
+        "argmax",
+        "attention_step",
+        "gated_rms_norm",
+        "kv_compact",
+        "rms_norm",
+        "rope",
+        "silu_mul",
+        "skinny_linear",
+        "speculative_accept",
+    ):
         assert getattr(library, f"llamba_{op}_cpu")(args) == 1
         sentence = library.llamba_last_error().decode()
         assert re.fullmatch(rf"{op}: size must be that of the struct, \d+; got 24", sentence)
@@ -121,12 +134,15 @@ def objects(isa):
 @needs_objects
 @pytest.mark.skipif(not describe()["cpu kernels"].startswith("avx"), reason="one instruction set only on this machine")
 def test_instruction_sets_do_not_leak():
-    """No AVX-512 in the others' objects, and no symbol that the linker could merge across sets."""
+    """No instruction beyond its set in an object, and no symbol that the linker could merge across sets."""
     assert objects("avx512") and len(objects("avx512")) == len(objects("avx2")) == len(objects("generic"))
-    for isa, forbidden in {"generic": r"%[yz]mm", "avx2": r"%zmm|\{%k[1-7]\}"}.items():
+    assert [path.name for path in objects("avx512bf16")] == ["skinny_linear_isa.cpp.avx512bf16.o"]
+    beyond = {"generic": r"%[yz]mm", "avx2": r"%zmm|\{%k[1-7]\}", "avx512": r"vdpbf16ps|vcvtne2?ps2?bf16"}
+    for isa, forbidden in beyond.items():
         for path in objects(isa):
             assert not re.search(forbidden, run("objdump", "-d", path)), f"{path.name} has instructions beyond {isa}"
-    for isa in ("generic", "avx2", "avx512"):
+    assert re.search("vdpbf16ps", run("objdump", "-d", *objects("avx512bf16")))
+    for isa in ("generic", "avx2", "avx512", "avx512bf16"):
         for path in objects(isa):
             for line in run("nm", "--defined-only", path).splitlines():
                 kind, name = line.split()[-2:]

@@ -13,6 +13,7 @@ LIBRARY.llamba_last_error.restype = ctypes.c_char_p
 HEADER = (Path(__file__).parents[1] / "csrc" / "include" / "llamba.h").read_text()
 TYPES = {
     "size_t": ctypes.c_size_t,
+    "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
     "llamba_dtype": ctypes.c_int,
     "float": ctypes.c_float,
@@ -34,7 +35,13 @@ def struct_of(op):
 
 GOOD = {
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
+    "rms_norm": dict(batch=1, ntokens=1, nheads=1, width=8, eps=1e-5),
+    "rope": dict(batch=1, ntokens=1, nheads=1, head_dim=8, rotary_dim=8, npositions=1),
+    "silu_mul": dict(batch=1, ntokens=1, width=8),
     "skinny_linear": dict(batch=1, ntokens=1, in_features=8, out_features=8),
+    "argmax": dict(batch=1, ntokens=1, vocab=8),
+    "attention_step": dict(batch=1, max_ntokens=1, nheads=2, kv_heads=1, head_dim=8, nslots=1, max_tokens=1),
+    "kv_compact": dict(batch=0),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
 REFUSED = [
@@ -43,10 +50,44 @@ REFUSED = [
     ("gated_rms_norm", dict(width=-8), "width must be at least 0; got -8"),
     ("gated_rms_norm", dict(group_size=0), "group_size must divide the width of x, 8; got 0"),
     ("gated_rms_norm", dict(eps=0), "eps must be positive; got 0"),
+    ("rms_norm", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("rms_norm", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("rms_norm", dict(nheads=-1), "nheads must be at least 0; got -1"),
+    ("rms_norm", dict(width=-8), "width must be at least 0; got -8"),
+    ("rms_norm", dict(eps=0), "eps must be positive; got 0"),
+    ("rope", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("rope", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("rope", dict(nheads=-1), "nheads must be at least 0; got -1"),
+    ("rope", dict(npositions=-1), "npositions must be at least 0; got -1"),
+    ("rope", dict(head_dim=-1), "head_dim must be at least 0; got -1"),
+    (
+        "rope",
+        dict(rotary_dim=7),
+        "rotary_dim (twice the width of cos) must be even and at most head_dim = 8; got 7",
+    ),
+    ("silu_mul", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("silu_mul", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("silu_mul", dict(width=-1), "width must be at least 0; got -1"),
     ("skinny_linear", dict(batch=-1), "batch must be at least 0; got -1"),
     ("skinny_linear", dict(ntokens=-2), "ntokens must be at least 0; got -2"),
     ("skinny_linear", dict(in_features=-1), "in_features must be at least 0; got -1"),
     ("skinny_linear", dict(out_features=-1), "out_features must be at least 0; got -1"),
+    ("argmax", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("argmax", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("argmax", dict(vocab=0), "vocab must be at least 1; got 0"),
+    ("attention_step", dict(batch=-1), "batch must be 0 to 2147483647; got -1"),
+    ("attention_step", dict(max_ntokens=-1), "max_ntokens must be 0 to 2147483647; got -1"),
+    ("attention_step", dict(nheads=0), "nheads must be at least 1; got 0"),
+    ("attention_step", dict(kv_heads=0), "kv_heads must be at least 1; got 0"),
+    ("attention_step", dict(kv_heads=3), "kv_heads must divide nheads = 2; got 3"),
+    ("attention_step", dict(head_dim=257), "head_dim must be 1 to 256; got 257"),
+    ("attention_step", dict(nslots=-1), "nslots must be at least 0; got -1"),
+    ("attention_step", dict(max_tokens=-1), "max_tokens must be at least 0; got -1"),
+    ("attention_step", dict(scale=float("nan")), "scale must be finite; got nan"),
+    *(
+        ("kv_compact", {name: -1}, f"{name} must be at least 0; got -1")
+        for name in ("batch", "max_window", "nslots", "kv_heads", "max_tokens", "head_dim", "ncaches")
+    ),
     ("speculative_accept", dict(batch=-1), "batch must be at least 0; got -1"),
     ("speculative_accept", dict(max_window=0), "max_window must be 1 to 2147483647; got 0"),
     ("speculative_accept", dict(max_window=2**31), "max_window must be 1 to 2147483647; got 2147483648"),

@@ -1,4 +1,4 @@
-"""cursor_reset, cursor_begin, cursor_commit: the worked trace, random walks against list operations, the protocol."""
+"""The cursor ops: the worked trace, random walks against list operations, the protocol."""
 
 import random
 
@@ -7,7 +7,14 @@ import torch
 
 from llamba_kernels import ops
 from llamba_kernels.cache import Cursor, Session
-from python_ref.cursor import SlotRef, cursor_begin_ref, cursor_commit_ref, cursor_reset_ref, packed_ref
+from python_ref.cursor import (
+    SlotRef,
+    cursor_begin_ref,
+    cursor_commit_ref,
+    cursor_reset_ref,
+    cursor_rollback_ref,
+    packed_ref,
+)
 
 
 def int32(*values):
@@ -88,13 +95,26 @@ def test_random_walk_equals_list_operations(width, fold_every, max_rollback, max
                 assert len(taken) == count, "the session's capacity ran out of rows"
                 assert cursor.table[slot].tolist() == packed_ref(refs[slot])
         accepted = [rng.randint(0, count) for count in ntokens]
-        cursor.commit(int32(*batch), int32(*accepted))
-        for slot, count in zip(batch, accepted, strict=True):
+        paths = [sorted(rng.sample(range(n), a)) for n, a in zip(ntokens, accepted, strict=True)]
+        if rng.random() < 0.5:  # a chain
+            paths = [list(range(a)) for a in accepted]
+            cursor.commit(int32(*batch), int32(*accepted))
+        else:
+            padded = [path + [-7] * (max_window - len(path)) for path in paths]
+            cursor.commit(int32(*batch), int32(*accepted), torch.tensor(padded, dtype=torch.int32))
+        for slot, path in zip(batch, paths, strict=True):
             if slot >= 0:
-                cursor_commit_ref(refs[slot], count)
+                cursor_commit_ref(refs[slot], len(path), path)
                 assert cursor.table[slot].tolist() == packed_ref(refs[slot])
                 rows = [row for row in cursor.table[slot, 4:].tolist() if row >= 0]
                 assert sorted(rows) == list(range(session.capacity)), "a physical row was lost or doubled"
+        if rng.random() < 0.3:
+            n = [rng.randint(0, min(max_rollback, len(refs[slot].live))) if slot >= 0 else 99 for slot in batch]
+            cursor.rollback(int32(*batch), int32(*n))
+            for slot, count in zip(batch, n, strict=True):
+                if slot >= 0:
+                    cursor_rollback_ref(refs[slot], count)
+                    assert cursor.table[slot].tolist() == packed_ref(refs[slot])
         if rng.random() < 0.05:
             slot = rng.choice([0, 2])
             cursor.reset(int32(slot))
@@ -172,12 +192,88 @@ def test_refusals_are_one_sentence_and_change_nothing(refused, sentence):
     assert torch.equal(cursor.table, before)
 
 
-def test_commit_refuses_more_than_the_step_has():
-    cursor = Cursor(1, Session(max_window=4))
-    cursor.begin(int32(0), int32(2))
-    with pytest.raises(ValueError, match=r"^cursor_commit: accepted must be 0 to ntokens = 2; got 3 for slot 0$"):
-        cursor.commit(int32(0), int32(3))
-    cursor.commit(int32(0), int32(2))
+OPEN_STEP_REFUSALS = [
+    (lambda c: c.commit(int32(0), int32(5)), "cursor_commit: accepted must be 0 to ntokens = 4; got 5 for slot 0"),
+    (
+        lambda c: c.commit(int32(0), int32(3), int32(0, 2).view(1, 2)),
+        "cursor_commit: path must hold the 3 accepted tokens of slot 0; got 2",
+    ),
+    (
+        lambda c: c.commit(int32(0), int32(3), int32(0, 2, 2).view(1, 3)),
+        "cursor_commit: path must hold 3 ascending tokens from 0 to 3 for slot 0; got 0 2 2",
+    ),
+    (
+        lambda c: c.commit(int32(0), int32(2), int32(3, 4).view(1, 2)),
+        "cursor_commit: path must hold 2 ascending tokens from 0 to 3 for slot 0; got 3 4",
+    ),
+    (
+        lambda c: c.commit(int32(0), int32(1), int32(-1).view(1, 1)),
+        "cursor_commit: path must hold 1 ascending tokens from 0 to 3 for slot 0; got -1",
+    ),
+    (
+        lambda c: c.commit(int32(0), int32(1), int32(0)),
+        "cursor_commit: path must have 2 dimensions; got shape (1,)",
+    ),
+    (
+        lambda c: c.rollback(int32(0), int32(1)),
+        "cursor_rollback: slot 0 must have no open step (commit it first); got an open step of 4 tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize("refused, sentence", OPEN_STEP_REFUSALS, ids=[s.split(";")[0] for _, s in OPEN_STEP_REFUSALS])
+def test_refusals_of_an_open_step(refused, sentence):
+    cursor = Cursor(1, Session(max_window=4, max_rollback=3))
+    cursor.begin(int32(0), int32(4))
+    before = cursor.table.clone()
+    with pytest.raises(ValueError) as error:
+        refused(cursor)
+    assert str(error.value) == sentence
+    assert torch.equal(cursor.table, before)
+    cursor.commit(int32(0), int32(4))
+
+
+@pytest.mark.parametrize("n, least", [(4, (3, 5)), (-1, (3, 5)), (3, (3, 2))])
+def test_rollback_refuses_what_is_folded_or_beyond_the_session(n, least):
+    max_rollback, live = least
+    cursor = Cursor(1, Session(max_window=5, max_rollback=max_rollback))
+    cursor.begin(int32(0), int32(5))
+    cursor.commit(int32(0), int32(live))
+    before = cursor.table.clone()
+    sentence = (
+        f"cursor_rollback: n must be 0 to min(max_rollback, live rows) = min({max_rollback}, {live}); "
+        f"got {n} for slot 0"
+    )
+    with pytest.raises(ValueError) as error:
+        cursor.rollback(int32(0), int32(n))
+    assert str(error.value) == sentence and torch.equal(cursor.table, before)
+
+
+def test_a_path_through_a_tree_keeps_its_rows_in_order():
+    """Of tokens 0 to 5, root-2-5 stays; the free list is what was free, then the rejected, then what the fold drops."""
+    cursor = Cursor(1, Session(max_window=6, fold_every=2))
+    cursor.reset(int32(0), int32(4))  # tail 0 1 2 (tokens 1 to 3), checkpoint at 4
+    cursor.begin(int32(0), int32(6))
+    assert new_rows(cursor, 6) == [3, 4, 5, 6, 7, 8]
+    cursor.commit(int32(0), int32(3), int32(0, 2, 5, -1, -1, -1).view(1, 6))
+    state = lists(cursor)
+    assert (state["tail"], state["live"], state["position"]) == ([0, 1, 2], [3, 5, 8], 7)
+    assert state["free"] == [9, 10, 11, 12, 13, 14, 15, 4, 6, 7]
+    cursor.begin(int32(0), int32(1))
+    assert lists(cursor)["fold"] == 2
+    cursor.commit(int32(0), int32(0))
+    state = lists(cursor)
+    assert (state["tail"], state["live"]) == ([2, 3, 5], [8])
+    assert state["free"] == [10, 11, 12, 13, 14, 15, 4, 6, 7, 9, 0, 1]
+
+
+def test_rolled_back_rows_are_the_first_free_ones():
+    cursor = Cursor(1, Session(max_window=4, max_rollback=3))
+    cursor.begin(int32(0), int32(4))
+    cursor.commit(int32(0), int32(4))
+    cursor.rollback(int32(0), int32(2))
+    state = lists(cursor)
+    assert (state["position"], state["live"], state["free"][:3]) == (2, [0, 1], [2, 3, 4])
 
 
 INT_MAX = 2**31 - 1
@@ -257,14 +353,15 @@ def test_strided_table_leaves_its_neighbours_alone():
     assert bool((wide[:, :3] == 77).all()) and bool((wide[:, -5:] == 77).all())
 
 
-@pytest.mark.parametrize("op", ["cursor_reset", "cursor_begin", "cursor_commit"])
+@pytest.mark.parametrize("op", ["cursor_reset", "cursor_begin", "cursor_commit", "cursor_rollback"])
 def test_opcheck(op):
     table = Cursor(2, Session(3, 2, 1, 4)).table
     if op == "cursor_commit":
         ops.cursor_begin(table, int32(0, 1), int32(2, 3), **SESSION)
-        args = (table, int32(0, 1), int32(1, 3), 4)
+        args = (table, int32(0, 1), int32(1, 2), torch.tensor([[1, 0], [0, 2]], dtype=torch.int32), 4)
     else:
-        args = (table, int32(0, 1), int32(2, 3), *SESSION.values())
+        count = int32(0, 0) if op == "cursor_rollback" else int32(2, 3)
+        args = (table, int32(0, 1), count, *SESSION.values())
     torch.library.opcheck(getattr(torch.ops.llamba, op).default, args)
 
 

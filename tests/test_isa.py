@@ -1,5 +1,7 @@
-"""The CPU kernels of every instruction set: AVX2 gives the bits of AVX-512, the portable set the same values."""
+"""The CPU kernels of every instruction set: which give the same bits, and no row depends on its neighbours."""
 
+import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -10,30 +12,71 @@ from helpers import assert_bitwise
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
+from llamba_kernels.ops import (
+    argmax,
+    attention_step,
+    gated_rms_norm,
+    kv_compact,
+    rms_norm,
+    rope,
+    silu_mul,
+    skinny_linear,
+    speculative_accept,
+)
 from llamba_kernels.testing import (
+    make_argmax_inputs,
+    make_attention_step_inputs,
     make_gated_rms_norm_inputs,
+    make_kv_compact_inputs,
     make_mamba2_layer,
+    make_rms_norm_inputs,
+    make_rope_inputs,
+    make_silu_mul_inputs,
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def outputs():
     """Every operator on sizes that fill vectors and on sizes that do not."""
     torch.manual_seed(0)
     results = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in DTYPES:
         for width in (64, 85):
             case = f"{dtype} {width}"
             results[f"gated_rms_norm {case}"] = gated_rms_norm(*make_gated_rms_norm_inputs((5,), width, dtype=dtype))
             results[f"skinny_linear {case}"] = skinny_linear(*make_skinny_linear_inputs((5,), width, 11, dtype=dtype))
+            inputs = make_rms_norm_inputs((5,), width, residual=True, dtype=dtype)
+            results[f"rms_norm {case}"], results[f"rms_norm residual {case}"] = rms_norm(*inputs), inputs[-1]
+            inputs = make_rope_inputs(2, 3, 2, width, width // 2 * 2, 9, dtype)
+            results[f"rope {case}"], results[f"rope interleaved {case}"] = (
+                rope(*inputs),
+                rope(*inputs, interleaved=True),
+            )
+            results[f"silu_mul {case}"] = silu_mul(*make_silu_mul_inputs((5,), width, dtype))
+            results[f"argmax {case}"] = argmax(*make_argmax_inputs((5,), 20 * width, dtype))
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
             greedy = speculative_accept(*inputs[:3])
             results[f"greedy accepted {case}"], results[f"greedy next_token {case}"] = greedy
+        inputs = make_kv_compact_inputs([7, 0], [5, 3], 1, dtype=dtype)
+        kv_compact(**inputs)
+        results[f"kv_compact {dtype}"] = inputs["k_caches"][0]
+        for head_dim in (64, 5):
+            results |= attention_outputs(head_dim, dtype)
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
+    return results
+
+
+def attention_outputs(head_dim, dtype):
+    """A chain's and a tree's outputs over one chunk of keys and over several."""
+    results = {}
+    for tree in (False, True):
+        inputs = make_attention_step_inputs([20, 700], [3, 5], 4, 2, head_dim, tree=tree, dtype=dtype)
+        results[f"attention_step {dtype} head_dim {head_dim} tree {tree}"] = attention_step(**inputs)
     return results
 
 
@@ -50,25 +93,152 @@ def mamba2_outputs(headdim, dstate, dtype):
     return results | {f"{case} checkpoint": layer.checkpoint}
 
 
+# ---- rows: beside any others a row has the same bits, or speculative decoding would not be exact ----
+
+WIDTHS = (31, 64, 85)
+
+
+def check_rows(call, *tensors):
+    """call on rows of tensors, 64 each: 1 to 64 of them, in any order, against each by itself."""
+    alone = torch.cat([call(*(tensor[i : i + 1].clone() for tensor in tensors)) for i in range(64)])
+    for count in range(1, 65):
+        rows = torch.randperm(64)[:count]
+        assert_bitwise(call(*(tensor[rows] for tensor in tensors)), alone[rows])
+
+
+def skinny_linear_rows():
+    """Also in batches; widths that fill vectors and blocks and widths that do not."""
+    for dtype in DTYPES:
+        for width in (31, 64, 1237, 4160):
+            x, weight, bias = make_skinny_linear_inputs((64,), width, 53, dtype=dtype)
+            check_rows(lambda rows, weight=weight, bias=bias: skinny_linear(rows, weight, bias), x)
+            alone = skinny_linear(x, weight, bias)
+            for batch in (1, 2, 16, 64):
+                shape = (batch, 64 // batch, -1)
+                assert_bitwise(skinny_linear(x.view(shape), weight, bias), alone.view(shape))
+                some = x.view(shape)[:, : 48 // batch + 1]  # where the batch is not one sequence of rows
+                assert_bitwise(skinny_linear(some, weight, bias), alone.view(shape)[:, : 48 // batch + 1].contiguous())
+
+
+def norm_rows():
+    for dtype, width in itertools.product(DTYPES, WIDTHS):
+        x, z, *rest = make_gated_rms_norm_inputs((64,), width, dtype=dtype)
+        check_rows(lambda x, z, rest=rest: gated_rms_norm(x, z, *rest), x, z)
+        x, weight, eps, residual = make_rms_norm_inputs((64,), width, True, dtype)
+        check_rows(lambda x, r, weight=weight, eps=eps: torch.cat([rms_norm(x, weight, eps, r), r], -1), x, residual)
+
+
+def elementwise_rows():
+    for dtype, width in itertools.product(DTYPES, WIDTHS):
+        check_rows(silu_mul, *make_silu_mul_inputs((64,), width, dtype))
+        check_rows(argmax, *make_argmax_inputs((64,), 20 * width, dtype))
+        x, cos, sin, positions = make_rope_inputs(64, 1, 3, width, width // 2 * 2, 99, dtype)
+        for interleaved in (False, True):
+            check_rows(
+                lambda x, at, cos=cos, sin=sin, how=interleaved: rope(x, cos, sin, at, interleaved=how), x, positions
+            )
+
+
+def attention_step_rows():
+    """64 sequences of ragged lengths, some beyond one chunk of keys, in windows of up to 3 tokens."""
+    lengths, ntokens = [0, 1, 15, 16, 17, 63, 255, 256, 257, 300] * 6 + [5] * 4, [1, 2, 3, 1] * 16
+    for dtype, head_dim in itertools.product(DTYPES, (64, 45)):
+        inputs = make_attention_step_inputs(lengths, ntokens, 4, 2, head_dim, dtype=dtype)
+        buffers = {name: inputs[name] for name in ("k_cache", "v_cache", "cursor")}
+        check_rows(
+            lambda q, k, v, slots, buffers=buffers: attention_step(q, k, v, slots=slots, **buffers),
+            *(inputs[name] for name in ("q", "k", "v", "slots")),
+        )
+
+
+def mamba2_verify_rows():
+    """64 sequences with ragged live rows and windows; none of the steps is committed, so each can be repeated."""
+    for dtype, (headdim, dstate) in itertools.product(DTYPES, ((16, 16), (21, 48), (8, 128))):
+        layer = make_mamba2_layer(64, 3, headdim, dstate, dtype=dtype, session=Session(max_window=3, fold_every=64))
+        slots, counts = torch.arange(64, dtype=torch.int32), torch.tensor([1, 2, 3, 1] * 16, dtype=torch.int32)
+        for step in range(4):
+            layer.cursor.begin(slots, counts)
+            layer.verify(*layer.tokens(64, 3), slots)
+            if step < 3:
+                layer.cursor.commit(slots, counts - (slots + step) % 2)
+        check_rows(lambda xBC, dt, slots, layer=layer: layer.verify(xBC, dt, slots), *layer.tokens(64, 3), slots)
+
+
+ROW_CHECKS = {
+    "skinny_linear": skinny_linear_rows,
+    "gated_rms_norm, rms_norm": norm_rows,
+    "silu_mul, argmax, rope": elementwise_rows,
+    "attention_step": attention_step_rows,
+    "mamba2_verify": mamba2_verify_rows,
+}
+
+
+# ---- one process per set: the library decides when it loads ----
+
+ISAS = ["avx512bf16", "avx512", "avx2", "generic"]
+
+
 @pytest.fixture(scope="module")
-def best():
-    return outputs()
+def run_with(tmp_path_factory):
+    """Runs this file with one set, once: {"isa": the set that ran, "failed rows": [...], "outputs": {...}}."""
+
+    @functools.cache
+    def run(isa):
+        file = tmp_path_factory.mktemp(isa) / "report.pt"
+        environment = {**os.environ, "LLAMBA_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, __file__, file], env=environment, check=True)
+        report = torch.load(file)
+        if report["isa"] != isa:
+            pytest.skip(f"this processor has no {isa}")
+        return report
+
+    return run
 
 
-@pytest.mark.parametrize("isa", ["avx2", "generic"])
-def test_other_instruction_sets(isa, best, tmp_path):
-    file = tmp_path / "outputs.pt"
-    environment = {**os.environ, "LLAMBA_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, __file__, file], env=environment, check=True)
-    saved = torch.load(file)
-    if saved.pop("isa") != isa:
-        pytest.skip(f"this processor has no {isa}")
-    for name, expected in best.items():
-        if isa == "generic" and expected.is_floating_point():  # it has no fused multiply-add
-            tolerance = 32 * torch.finfo(expected.dtype).eps
-            torch.testing.assert_close(saved[name], expected, rtol=tolerance, atol=tolerance)
+def report():
+    failed = []
+    for name, check in ROW_CHECKS.items():
+        try:
+            check()
+        except AssertionError as error:
+            failed.append(f"{name}: {error}")
+    return {"isa": env.describe()["cpu kernels"].split()[0], "failed rows": failed, "outputs": outputs()}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_row_has_the_same_bits_beside_any_others(isa, run_with):
+    assert run_with(isa)["failed rows"] == []
+
+
+@pytest.mark.parametrize("isa, other", list(itertools.pairwise(ISAS)))
+def test_instruction_sets_agree(isa, other, run_with):
+    """Bit for bit, but for two that add differently: generic rounds twice, avx512bf16 multiplies bfloat16 in pairs."""
+    expected, actual = run_with(isa)["outputs"], run_with(other)["outputs"]
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        pairs = isa == "avx512bf16" and name.startswith("skinny_linear torch.bfloat16")
+        if pairs or (other == "generic" and value.is_floating_point()):
+            tolerance = 32 * torch.finfo(value.dtype).eps
+            torch.testing.assert_close(actual[name], value, rtol=tolerance, atol=tolerance)
         else:
-            assert_bitwise(saved[name], expected)
+            assert_bitwise(actual[name], value)
+
+
+OPERATORS = "argmax attention_step cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk materialize rms_norm rope"
+OPERATORS += " silu_mul skinny_linear slot_copy speculative_accept step"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_operators_tests_pass_on_every_instruction_set(isa):
+    """All of them, walks and tolerances included, in a process that is forced to it."""
+    environment = {**os.environ, "LLAMBA_CPU_ISA": isa}
+    files = [os.path.join(os.path.dirname(__file__), f"test_{name}.py") for name in OPERATORS.split()]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *files], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    print(f"{isa}: {result.stdout.splitlines()[-1]}")
 
 
 @pytest.mark.parametrize("name", ["foo", "AVX2"])
@@ -76,7 +246,7 @@ def test_unknown_names_are_refused_at_import(name):
     environment = {**os.environ, "LLAMBA_CPU_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", "import llamba_kernels._load"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    sentence = f"ValueError: llamba_kernels: LLAMBA_CPU_ISA must be avx512, avx2 or generic; got {name}"
+    sentence = f"ValueError: llamba_kernels: LLAMBA_CPU_ISA must be avx512bf16, avx512, avx2 or generic; got {name}"
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == sentence
 
 
@@ -92,4 +262,4 @@ def test_env_says_what_was_asked_and_what_runs(monkeypatch):
 
 
 if __name__ == "__main__":
-    torch.save({"isa": env.describe()["cpu kernels"].split()[0], **outputs()}, sys.argv[1])
+    torch.save(report(), sys.argv[1])

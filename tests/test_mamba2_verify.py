@@ -12,7 +12,16 @@ from python_ref.mamba2_verify import mamba2_sequence_ref, mamba2_verify_ref
 
 NAN = float("nan")
 BASE = dict(
-    nheads=8, headdim=64, dstate=64, x_heads=None, B_heads=1, C_heads=1, width=4, dtype=torch.float32, bias=True
+    nheads=8,
+    headdim=64,
+    dstate=64,
+    x_heads=None,
+    B_heads=1,
+    C_heads=1,
+    width=4,
+    dtype=torch.float32,
+    checkpoint_dtype=torch.float32,
+    bias=True,
 )
 CASES = {
     "base": {},
@@ -31,6 +40,11 @@ CASES = {
     "no bias, no D": dict(bias=False),
     "bf16": dict(dtype=torch.bfloat16),
     "bf16 shared x": dict(dtype=torch.bfloat16, nheads=6, x_heads=2, B_heads=3, C_heads=6),
+    "bf16, bf16 state": dict(dtype=torch.bfloat16, checkpoint_dtype=torch.bfloat16),
+    "fp16": dict(dtype=torch.float16),
+    "fp16, fp16 state": dict(dtype=torch.float16, checkpoint_dtype=torch.float16),
+    "bf16 state": dict(checkpoint_dtype=torch.bfloat16),
+    "fp16 state, dstate 48": dict(checkpoint_dtype=torch.float16, dstate=48),
 }
 
 
@@ -52,22 +66,27 @@ def poison_free_rows(layer, slot):
     layer.dt_rows[slot, free] = NAN
 
 
-def walk(layer, steps, rng, generator, slot=1, verify=None):
-    """A random-acceptance walk on one slot: yields the window (xBC, dt), what was accepted, and the outputs."""
+def walk(layer, steps, rng, generator, slot=1, verify=None, tree=False):
+    """A random-acceptance walk on one slot: yields the window (xBC, dt), parents, the path that stayed, outputs."""
     verify = verify or layer.verify
     for _ in range(steps):
         ntokens = rng.randint(1, layer.cursor.session.max_window)
-        accepted = rng.randint(0, ntokens)
+        parents = [rng.randint(-1, i - 1) if tree else i - 1 for i in range(ntokens)]
+        leaf, path = rng.randint(-1, ntokens - 1), []
+        while leaf >= 0:
+            path, leaf = [leaf, *path], parents[leaf]
         xBC, dt = layer.tokens(1, ntokens, generator=generator)
         layer.cursor.begin(int32(slot), int32(ntokens))
         poison_free_rows(layer, slot)
-        out = verify(xBC, dt, int32(slot))
-        layer.cursor.commit(int32(slot), int32(accepted))
-        yield xBC, dt, accepted, out
+        parents = int32(*parents).view(1, -1) if tree else None
+        out = verify(xBC, dt, int32(slot), parents=parents)
+        layer.cursor.commit(int32(slot), int32(len(path)), int32(*path).view(1, -1))
+        yield xBC, dt, parents, path, out
 
 
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
 @pytest.mark.parametrize("change", CASES.values(), ids=CASES)
-def test_values_against_fp64_reference(change):
+def test_values_against_fp64_reference(change, tree):
     """At most twice the error of the same formula in PyTorch at the same dtypes; outputs and checkpoints of all steps.
 
     Three walks are pooled: a state is a sum of few rank-one terms, so in one an unlucky rounding fills a whole row.
@@ -77,13 +96,14 @@ def test_values_against_fp64_reference(change):
         layer, wide, torch_layer = (make_layer(seed, **change) for _ in range(3))
         wide.checkpoint = wide.checkpoint.double()
         generator = torch.Generator().manual_seed(seed + 10)
-        for xBC, dt, accepted, out in walk(layer, 8, random.Random(seed), generator):
+        for xBC, dt, parents, path, out in walk(layer, 8, random.Random(seed), generator, tree=tree):
             outs[0].append(out.flatten())
             for i, (other, compute) in enumerate(((wide, torch.float64), (torch_layer, torch.float32)), start=1):
                 other.cursor.begin(int32(1), int32(xBC.shape[1]))
-                ref = mamba2_verify_ref(*other.arguments(xBC, dt, int32(1)), **other.heads, compute_dtype=compute)
+                options = dict(parents=parents, fold_every=4, compute_dtype=compute)
+                ref = mamba2_verify_ref(*other.arguments(xBC, dt, int32(1)), **other.heads, **options)
                 outs[i].append((ref if other is wide else ref.to(out.dtype)).flatten())
-                other.cursor.commit(int32(1), int32(accepted))
+                other.cursor.commit(int32(1), int32(len(path)), int32(*path).view(1, -1))
             if int(layer.cursor.table[1, 0]) > int(
                 layer.cursor.table[1, 1]
             ):  # not fresh: a checkpoint has been written
@@ -103,43 +123,19 @@ def assert_same_rows(layer, other, slot):
     assert_bitwise(layer.dt_rows[slot, rows], other.dt_rows[slot, rows])
 
 
-SESSIONS = [(4, 0, 5), (1, 0, 8), (3, 4, 4)]  # fold_every, max_rollback, max_window
-WALKS = [(name, SESSIONS[0]) for name in CASES] + [
-    (name, s) for name in ("base", "bf16 shared x") for s in SESSIONS[1:]
-]
-
-
-@pytest.mark.parametrize("name, session", WALKS, ids=str)
-def test_verify_equals_one_token_calls_bit_for_bit(name, session):
-    """60 steps of random acceptance, with folds and row wrap-around, against plain decoding under other constants."""
-    change, (fold_every, max_rollback, max_window) = CASES[name], session
-    layer = make_layer(fold_every=fold_every, max_rollback=max_rollback, max_window=max_window, **change)
-    plain = make_layer(nslots=3, fold_every=1, max_window=1, **change)  # other rows, folds and slot
-    rng, generator = random.Random(2), torch.Generator().manual_seed(3)
-    folds = 0
-    for xBC, dt, accepted, out in walk(layer, 60, rng, generator):
-        for t in range(accepted):
-            plain.cursor.begin(int32(0), int32(1))
-            poison_free_rows(plain, 0)
-            folds += int(plain.cursor.table[0, 2])
-            single = plain.verify(xBC[:, t : t + 1], dt[:, t : t + 1], int32(0))
-            plain.cursor.commit(int32(0), int32(1))
-            assert_bitwise(out[:, t], single[:, 0])
-    assert folds > 60 and int(layer.cursor.table[1, 0]) > 4 * layer.cursor.session.capacity, "the walk wrapped nothing"
-
-
-def test_reference_equals_matrix_form():
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+def test_reference_equals_matrix_form(tree):
     """The token loop in float64 against the quadratic form over the whole sequence: two formulations of the layer."""
     change = dict(nheads=6, x_heads=2, B_heads=3, C_heads=6)
     layer, generator = make_layer(**change), torch.Generator().manual_seed(4)
     layer.checkpoint = layer.checkpoint.double()
     kept = []
 
-    def verify(xBC, dt, slots):
-        return mamba2_verify_ref(*layer.arguments(xBC, dt, slots), **layer.heads)
+    def verify(xBC, dt, slots, parents):
+        return mamba2_verify_ref(*layer.arguments(xBC, dt, slots), **layer.heads, parents=parents)
 
-    for xBC, dt, accepted, out in walk(layer, 20, random.Random(5), generator, verify=verify):
-        kept.append((xBC[0, :accepted], dt[0, :accepted], out[0, :accepted]))
+    for xBC, dt, _, path, out in walk(layer, 20, random.Random(5), generator, verify=verify, tree=tree):
+        kept.append((xBC[0, path], dt[0, path], out[0, path]))
     xBC, dt, out = (torch.cat(parts) for parts in zip(*kept, strict=True))
     p = layer.parameters
     expected = mamba2_sequence_ref(
@@ -285,18 +281,17 @@ def changed(name, value):
 
 
 REFUSALS = [
-    (changed("xBC", lambda t: t.double()), "xBC must be float32, bfloat16 or float16; got float64"),
-    (changed("dt", lambda t: t.bfloat16()), "dt must have the dtype of xBC, float32; got bfloat16"),
-    (changed("rows", lambda t: t.bfloat16()), "rows must have the dtype of xBC, float32; got bfloat16"),
-    (changed("dt_rows", lambda t: t.bfloat16()), "dt_rows must have the dtype of xBC, float32; got bfloat16"),
-    (changed("checkpoint", lambda t: t.bfloat16()), "checkpoint must be float32; got bfloat16"),
+    (changed("xBC", lambda t: t.double()), "xBC must have the dtype of rows, float32; got float64"),
+    (changed("dt", lambda t: t.bfloat16()), "dt must have the dtype of rows, float32; got bfloat16"),
+    (changed("rows", lambda t: t.double()), "rows must be float32, bfloat16 or float16; got float64"),
+    (changed("dt_rows", lambda t: t.bfloat16()), "dt_rows must have the dtype of rows, float32; got bfloat16"),
+    (changed("checkpoint", lambda t: t.double()), "checkpoint must be float32, bfloat16 or float16; got float64"),
     (changed("A", lambda t: t.double()), "A must be float32; got float64"),
     (changed("slots", lambda t: t.long()), "slots must be int32; got int64"),
     (changed("cursor", lambda t: t.long()), "cursor must be int32; got int64"),
     (
         changed("xBC", lambda t: t[..., :-1]),
-        "xBC must have shape (batch, max_ntokens, x_heads * headdim + (B_heads + C_heads) * dstate) = (1, 3, 640); "
-        "got (1, 3, 639)",
+        "xBC must have shape (batch, max_ntokens, conv_dim) = (1, 3, 640); got (1, 3, 639)",
     ),
     (changed("dt", lambda t: t[:, :2]), "dt must have shape (batch, max_ntokens, nheads) = (1, 3, 8); got (1, 2, 8)"),
     (changed("A", lambda t: t[:-1]), "A must have shape (nheads) = (8,); got (7,)"),
@@ -304,9 +299,13 @@ REFUSALS = [
     (changed("conv_bias", lambda t: t[1:]), "conv_bias must have shape (conv_dim) = (640,); got (639,)"),
     (
         changed("rows", lambda t: t[:, :-1]),
-        "rows must have shape (nslots, capacity, conv_dim) = (2, 16, 640); got (2, 15, 640)",
+        "rows must have shape (nslots, capacity, x_heads * headdim + (B_heads + C_heads) * dstate) = (2, 16, 640); "
+        "got (2, 15, 640)",
     ),
-    (changed("slots", lambda t: torch.cat([t, t])), "slots must have shape (batch) = (1,); got (2,)"),
+    (
+        changed("slots", lambda t: torch.cat([t, t])),
+        "xBC must have shape (batch, max_ntokens, conv_dim) = (2, 3, 640); got (1, 3, 640)",
+    ),
     (changed("slots", lambda t: t + 5), "slots must be below nslots = 2; got 5 at index 0"),
     (changed("slots", lambda t: t + 1), "slot 1 must have an open step; got none (cursor_begin opens it)"),
     (changed("xBC", lambda t: t.mT.contiguous().mT), "xBC must have stride 1 in dimension -1; got 3"),
@@ -378,6 +377,34 @@ def test_two_sequences_on_one_slot_are_refused():
         layer.verify(*layer.tokens(2, 1), int32(0, 0))
 
 
+@pytest.mark.parametrize("parents, got", [((-1, 1, 0), "1 for token 1"), ((-2, 0, 1), "-2 for token 0")])
+def test_parents_that_are_no_tree_are_refused(parents, got):
+    layer = make_layer()
+    layer.cursor.begin(int32(1), int32(3))
+    before = [t.clone() for t in (layer.checkpoint, layer.rows, layer.dt_rows)]
+    with pytest.raises(ValueError) as error:
+        layer.verify(*layer.tokens(1, 3), int32(1), parents=int32(*parents).view(1, 3))
+    assert str(error.value) == f"mamba2_verify: parents must be -1 or an earlier token; got {got} of slot 1"
+    for old, new in zip(before, (layer.checkpoint, layer.rows, layer.dt_rows), strict=True):
+        assert_bitwise(new, old)
+
+
+def test_another_fold_every_than_the_cursors_is_refused():
+    from llamba_kernels.ops import mamba2_verify
+
+    layer = make_layer(fold_every=3)
+    for _ in range(2):
+        layer.cursor.begin(int32(0), int32(4))
+        xBC, dt = layer.tokens(1, 4)
+        layer.verify(xBC, dt, int32(0))
+        layer.cursor.commit(int32(0), int32(2))
+    layer.cursor.begin(int32(0), int32(4))
+    sentence = "mamba2_verify: fold_every must be the session's, which divides the token that slot 0 folds to, 3; got 2"
+    with pytest.raises(ValueError) as error:
+        mamba2_verify(*layer.arguments(xBC, dt, int32(0)), **layer.heads, fold_every=2)
+    assert str(error.value) == sentence
+
+
 def test_step_longer_than_the_input_is_refused():
     layer = make_layer()
     layer.cursor.begin(int32(0), int32(4))
@@ -390,5 +417,6 @@ def test_opcheck():
     layer.checkpoint.zero_(), layer.rows.zero_(), layer.dt_rows.zero_()
     layer.cursor.begin(int32(0), int32(3))
     out = torch.zeros(1, 3, 8, 64)
-    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), out, *layer.heads.values())
+    parents = torch.tensor([[-1, 0, 0]], dtype=torch.int32)
+    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), parents, out, *layer.heads.values(), 4)
     torch.library.opcheck(torch.ops.llamba.mamba2_verify.default, args)

@@ -22,7 +22,12 @@ CASES = {
     "in 15": dict(in_features=15),
     "in 17": dict(in_features=17),
     "bf16 in 1": dict(in_features=1, dtype=torch.bfloat16),
+    "blocks of in_features": dict(shape=(9,), in_features=4160, out_features=53),
+    "blocks of in_features bf16": dict(shape=(9,), in_features=4160, out_features=53, dtype=torch.bfloat16),
+    "blocks of in_features fp16": dict(shape=(9,), in_features=4160, out_features=53, dtype=torch.float16),
     "fp16": dict(dtype=torch.float16),
+    "fp16 one row": dict(shape=(), dtype=torch.float16),
+    "fp16 smollm2-135m": dict(in_features=1536, out_features=576, dtype=torch.float16),
     "fp16 in 33": dict(in_features=33, dtype=torch.float16),
     "bf16 in 31": dict(in_features=31, dtype=torch.bfloat16),
     "bf16 in 33": dict(in_features=33, dtype=torch.bfloat16),
@@ -52,13 +57,13 @@ def test_values_against_fp64_reference(change):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("in_features", [576, 85])
+@pytest.mark.parametrize("in_features", [576, 85, 2100])
 def test_a_row_has_the_same_bits_in_every_window(dtype, in_features):
     """Alone, or with 1 to 63 others, on one thread or two, as rows or as a batch."""
     x, weight, bias = make_inputs(shape=(64,), in_features=in_features, out_features=203, dtype=dtype)
     alone = torch.stack([skinny_linear(row, weight, bias) for row in x])
     threads = torch.get_num_threads()
-    for count in [*range(1, 14), 63, 64]:
+    for count in range(1, 65):
         torch.set_num_threads(1 + count % 2)
         assert_bitwise(skinny_linear(x[:count], weight, bias), alone[:count])
     torch.set_num_threads(threads)
@@ -71,10 +76,11 @@ def test_a_row_has_the_same_bits_in_every_window(dtype, in_features):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_output_has_the_same_bits_in_every_tile(dtype):
     """A feature alone, or at any place among others."""
-    x, weight, _ = make_inputs(shape=(3,), in_features=100, out_features=11, dtype=dtype)
-    out = skinny_linear(x, weight)
-    for first in range(11):
-        assert_bitwise(skinny_linear(x, weight[first:]), out[:, first:].contiguous())
+    for rows in (3, 9):
+        x, weight, _ = make_inputs(shape=(rows,), in_features=100, out_features=61, dtype=dtype)
+        out = skinny_linear(x, weight)
+        for first in range(61):
+            assert_bitwise(skinny_linear(x, weight[first:]), out[:, first:].contiguous())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

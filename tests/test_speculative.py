@@ -9,7 +9,7 @@ from llamba_kernels.speculative import PromptLookup, SpeculativeDecoder
 PROMPT = [5, 6, 7, 8, 5, 6, 7, 9, 5, 6]
 
 
-def tiny_model(layers=("attention", "mamba2", "attention", "mamba2"), dtype=torch.float32, seed=0):
+def tiny_model(layers=("attention", "mamba2", "attention", "mamba2"), dtype=torch.float32, seed=0, hidden_act="silu"):
     """Random weights, wide enough apart that greedy output is not one repeated token."""
     torch.manual_seed(seed)
     config = LlambaConfig(
@@ -20,6 +20,7 @@ def tiny_model(layers=("attention", "mamba2", "attention", "mamba2"), dtype=torc
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=16,
+        hidden_act=hidden_act,
         layers=list(layers),
         max_position_embeddings=256,
         initializer_range=0.2,
@@ -85,6 +86,16 @@ def test_greedy_equals_plain_for_other_stacks(layers, dtype):
     expected = SpeculativeDecoder(model, window=1).generate(PROMPT, 40).tokens
     for draft in (PromptLookup(), ScriptedDraft(expected, 2)):
         assert SpeculativeDecoder(model, window=4, draft=draft).generate(PROMPT, 40).tokens == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("hidden_act", ["silu", "gelu"])
+def test_greedy_equals_plain_for_other_activations_and_dtypes(hidden_act, dtype):
+    """Attention only: the Mamba-2 operator has no float16."""
+    model = tiny_model(["attention"] * 3, dtype, hidden_act=hidden_act)
+    expected = SpeculativeDecoder(model, window=1).generate(PROMPT, 40).tokens
+    draft = ScriptedDraft(expected, 2)
+    assert SpeculativeDecoder(model, window=4, draft=draft).generate(PROMPT, 40).tokens == expected
 
 
 def test_step_logits_are_bit_identical_across_windows(plain):

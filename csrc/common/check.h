@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "llamba.h"
 
@@ -33,8 +35,10 @@
 #define CHECK_WRITTEN(tensor, ...) llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, false)
 #define CHECK_WRITTEN_OR_SAME(tensor, ...) \
   llamba::check_written(kOp, #tensor, tensor, #__VA_ARGS__, {__VA_ARGS__}, true)
-// CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1
+// CHECK_ROWS(x): the leading dimensions of a tensor of 1 to 3 dimensions whose last one has stride 1.
+// CHECK_HEAD_ROWS(x): the same of 1 to 4 dimensions.
 #define CHECK_ROWS(tensor) llamba::check_rows(kOp, #tensor, tensor)
+#define CHECK_HEAD_ROWS(tensor) llamba::check_head_rows(kOp, #tensor, tensor, 4)
 
 namespace llamba {
 
@@ -45,12 +49,23 @@ struct Rows {
   int64_t batch, ntokens, width;
   int64_t stride_batch, stride_token;
 };
+// [batch, ntokens, nheads, width]; missing leading dimensions have size 1.
+struct HeadRows {
+  int64_t batch, ntokens, nheads, width;
+  int64_t stride_batch, stride_token, stride_head;
+};
 
 // A tensor, or an optional one that may be absent.
 struct AnyTensor {
   const Tensor* tensor;
   AnyTensor(const Tensor& given) : tensor(&given) {}
   AnyTensor(const std::optional<Tensor>& given) : tensor(given.has_value() ? &*given : nullptr) {}
+};
+
+// One of a list of tensors, such as k_caches[3].
+struct NamedTensor {
+  std::string name;
+  const Tensor* tensor;
 };
 
 // In the names below a leading * (an optional argument) is dropped from the sentence.
@@ -70,8 +85,11 @@ float check_float(const char* op, const char* name, double value);
 // other_names: of others, separated by ", ".
 void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,
                    std::initializer_list<AnyTensor> others, bool or_same);
+// No two of the tensors share memory.
+void check_apart(const char* op, const std::vector<NamedTensor>& tensors);
 llamba_dtype check_floating(const char* op, const char* name, const Tensor& tensor);
 Rows check_rows(const char* op, const char* name, const Tensor& tensor);
+HeadRows check_head_rows(const char* op, const char* name, const Tensor& tensor, int64_t most_dims);
 
 // Throws the sentence that a *_cpu or *_cuda function has recorded, unless status is LLAMBA_OK.
 void check_status(int status, const char* sentence);

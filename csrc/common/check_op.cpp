@@ -183,7 +183,8 @@ void check_stride(const char* op, const char* name, const Tensor& tensor, int64_
 
 void check_range(const char* op, const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
-  refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, " to ", most, "; got ", value);
+  const std::string most_text = least == most ? "" : " to " + std::to_string(most);
+  refuse(LLAMBA_VALUE_ERROR, op, name, "be ", least, most_text, "; got ", value);
 }
 
 void check_written(const char* op, const char* name, const Tensor& tensor, const char* other_names,
@@ -206,6 +207,22 @@ void check_written(const char* op, const char* name, const Tensor& tensor, const
   }
 }
 
+void check_apart(const char* op, const std::vector<NamedTensor>& tensors) {
+  std::vector<Span> spans;
+  for (const NamedTensor& named : tensors) {
+    spans.push_back(named.tensor->numel() > 0 ? span_of(*named.tensor) : Span{0, 0});
+  }
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (spans[i].end <= spans[j].begin || spans[j].end <= spans[i].begin) continue;  // most pairs, quickly
+      if (share_memory(*tensors[i].tensor, spans[i], *tensors[j].tensor)) {
+        refuse(LLAMBA_TYPE_ERROR, op, tensors[i].name.c_str(), "share no memory with ", tensors[j].name,
+               "; got one that does");
+      }
+    }
+  }
+}
+
 float check_float(const char* op, const char* name, double value) {
   const float narrow = static_cast<float>(value);
   if ((narrow == 0.0f) == (value == 0.0) && std::isinf(narrow) == std::isinf(value)) return narrow;
@@ -220,21 +237,31 @@ llamba_dtype check_floating(const char* op, const char* name, const Tensor& tens
   refuse(LLAMBA_TYPE_ERROR, op, name, "be float32, bfloat16 or float16; got ", dtype_text(dtype));
 }
 
-Rows check_rows(const char* op, const char* name, const Tensor& tensor) {
-  check_dim(op, name, tensor, 1, 3);
+HeadRows check_head_rows(const char* op, const char* name, const Tensor& tensor, int64_t most_dims) {
+  check_dim(op, name, tensor, 1, most_dims);
   check_stride(op, name, tensor, -1, 1);
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
-  Rows rows{1, 1, sizes.back(), 0, 0};
-  if (sizes.size() >= 2) {
-    rows.ntokens = sizes[sizes.size() - 2];
-    rows.stride_token = strides[sizes.size() - 2];
+  const size_t dims = sizes.size();
+  HeadRows rows{1, 1, 1, sizes.back(), 0, 0, 0};
+  if (dims >= 2) {
+    rows.nheads = sizes[dims - 2];
+    rows.stride_head = strides[dims - 2];
   }
-  if (sizes.size() == 3) {
-    rows.batch = sizes[0];
-    rows.stride_batch = strides[0];
+  if (dims >= 3) {
+    rows.ntokens = sizes[dims - 3];
+    rows.stride_token = strides[dims - 3];
+  }
+  if (dims >= 4) {
+    rows.batch = sizes[dims - 4];
+    rows.stride_batch = strides[dims - 4];
   }
   return rows;
+}
+
+Rows check_rows(const char* op, const char* name, const Tensor& tensor) {
+  const HeadRows rows = check_head_rows(op, name, tensor, 3);
+  return Rows{rows.ntokens, rows.nheads, rows.width, rows.stride_token, rows.stride_head};
 }
 
 void check_status(int status, const char* sentence) {

@@ -13,12 +13,14 @@ Isa best_isa() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::generic;
 }
+
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512bf16"};  // in the order of Isa
 
 // A set that the processor lacks is never forced: it would end the process with an illegal instruction. A name that is
 // none is refused by llamba_kernels/_load.py; a C program gets the best set, and llamba_isa_cpu says which.
@@ -26,8 +28,9 @@ Isa chosen_isa() {
   const Isa best = best_isa();
   const char* forced = std::getenv("LLAMBA_CPU_ISA");
   if (forced == nullptr) return best;
-  if (std::strcmp(forced, "generic") == 0) return Isa::generic;
-  if (std::strcmp(forced, "avx2") == 0 && best != Isa::generic) return Isa::avx2;
+  for (int i = 0; i <= static_cast<int>(best); ++i) {
+    if (std::strcmp(forced, kNames[i]) == 0) return static_cast<Isa>(i);
+  }
   return best;
 }
 
@@ -38,10 +41,4 @@ const Isa isa = chosen_isa();  // when the library loads: what the environment s
 Isa cpu_isa() { return isa; }
 }  // namespace llamba
 
-extern "C" const char* llamba_isa_cpu(void) {
-  switch (llamba::cpu_isa()) {
-    case llamba::Isa::avx512: return "avx512";
-    case llamba::Isa::avx2: return "avx2";
-    default: return "generic";
-  }
-}
+extern "C" const char* llamba_isa_cpu(void) { return llamba::kNames[static_cast<int>(llamba::cpu_isa())]; }

@@ -18,6 +18,8 @@ namespace {
 
 #define LLAMBA_INLINE [[maybe_unused]] inline __attribute__((always_inline))
 
+constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of the float sqrt(1/2)
+
 // One native register: a few operations, one instruction each.
 #if defined(__AVX512F__)
 using native = __m512;
@@ -33,6 +35,17 @@ LLAMBA_INLINE native n_round(native a) { return _mm512_roundscale_ps(a, _MM_FROU
 LLAMBA_INLINE native n_pow2(native integral) {
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(integral), _mm512_set1_epi32(127)), 23));
+}
+// x = mantissa 2^exponent with a mantissa from sqrt(1/2) to sqrt(2), for normal x > 0.
+LLAMBA_INLINE native n_mantissa(native x, native* exponent) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i above = _mm512_sub_epi32(bits, _mm512_set1_epi32(kSqrtHalfBits));
+  *exponent = _mm512_cvtepi32_ps(_mm512_srai_epi32(above, 23));
+  const __m512i shift = _mm512_and_si512(above, _mm512_set1_epi32(static_cast<int>(0xff800000u)));
+  return _mm512_castsi512_ps(_mm512_sub_epi32(bits, shift));
+}
+LLAMBA_INLINE native n_where_greater(native a, native b, native yes, native no) {  // no if either is NaN
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes);
 }
 // A bfloat16 in the low or high half of each 32 bits, widened.
 LLAMBA_INLINE native_int n_load_int(const void* p) { return _mm512_loadu_si512(p); }
@@ -54,6 +67,16 @@ LLAMBA_INLINE native n_round(native a) { return _mm256_round_ps(a, _MM_FROUND_TO
 LLAMBA_INLINE native n_pow2(native integral) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(integral), _mm256_set1_epi32(127)), 23));
+}
+LLAMBA_INLINE native n_mantissa(native x, native* exponent) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i above = _mm256_sub_epi32(bits, _mm256_set1_epi32(kSqrtHalfBits));
+  *exponent = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
+  const __m256i shift = _mm256_and_si256(above, _mm256_set1_epi32(static_cast<int>(0xff800000u)));
+  return _mm256_castsi256_ps(_mm256_sub_epi32(bits, shift));
+}
+LLAMBA_INLINE native n_where_greater(native a, native b, native yes, native no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
 LLAMBA_INLINE native_int n_load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 LLAMBA_INLINE native n_low_half(native_int a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
@@ -86,6 +109,14 @@ LLAMBA_INLINE native n_bits(native_int bits) {
 LLAMBA_INLINE native n_pow2(native integral) {
   return n_bits((__builtin_convertvector(integral, native_int) + 127) << 23);
 }
+LLAMBA_INLINE native n_mantissa(native x, native* exponent) {
+  native_int bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const native_int above = bits - kSqrtHalfBits;
+  *exponent = __builtin_convertvector(above >> 23, native);
+  return n_bits(bits - (above & static_cast<int32_t>(0xff800000u)));
+}
+LLAMBA_INLINE native n_where_greater(native a, native b, native yes, native no) { return a > b ? yes : no; }
 LLAMBA_INLINE native_int n_load_int(const void* p) {
   native_int a;
   std::memcpy(&a, p, sizeof(a));
@@ -290,6 +321,32 @@ LLAMBA_INLINE vec16 sum_each(const vec16 (&rows)[kLanes]) {
 #endif
 }
 
+// Sixteen rows of four elements, column by column.
+template <typename T>
+LLAMBA_INLINE void load_columns(const T* p, vec16& a, vec16& b, vec16& c, vec16& d) {
+#if defined(__AVX512F__)
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  __m512 quarter[4];
+  for (int i = 0; i < 4; ++i) quarter[i] = load(p + i * kLanes).part[0];
+  const __m512 ac_low = _mm512_permutex2var_ps(quarter[0], even, quarter[1]);
+  const __m512 ac_high = _mm512_permutex2var_ps(quarter[2], even, quarter[3]);
+  const __m512 bd_low = _mm512_permutex2var_ps(quarter[0], odd, quarter[1]);
+  const __m512 bd_high = _mm512_permutex2var_ps(quarter[2], odd, quarter[3]);
+  a.part[0] = _mm512_permutex2var_ps(ac_low, even, ac_high);
+  b.part[0] = _mm512_permutex2var_ps(bd_low, even, bd_high);
+  c.part[0] = _mm512_permutex2var_ps(ac_low, odd, ac_high);
+  d.part[0] = _mm512_permutex2var_ps(bd_low, odd, bd_high);
+#else
+  vec16* const columns[] = {&a, &b, &c, &d};
+  for (int column = 0; column < 4; ++column) {
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = to_float(p[4 * i + column]);
+    *columns[column] = load(lanes);
+  }
+#endif
+}
+
 // The value that a has once it is stored as T.
 template <typename T>
 LLAMBA_INLINE vec16 rounded_to(vec16 a) {
@@ -322,6 +379,37 @@ LLAMBA_INLINE vec16 exp(vec16 x) {
     y.part[i] = (one_r + n_fma(p, r * r, lost)) * n_pow2(n);
   }
   return y;
+}
+
+// log(1 + e^x) to 1.6 units in the last place; x itself above 20, where the two agree to the last bit.
+LLAMBA_INLINE vec16 softplus(vec16 x) {
+  const vec16 power = exp(x);
+  vec16 result;
+  for (int i = 0; i < kParts; ++i) {
+    const native one = n_set(1.0f), y = power.part[i];
+    const native u = one + y;
+    // what rounding took from 1 + y; the smaller term is the one that lost
+    const native lost = n_where_greater(y, one, one - (u - y), y - (u - one));
+    native exponent;
+    const native f = n_mantissa(u, &exponent) - one;
+    // log(1 + f) = f - f^2/2 + f^3 P(f), the polynomial of Cephes' logf
+    native p = n_set(7.0376836292e-2f);
+    p = n_fma(p, f, n_set(-1.1514610310e-1f));
+    p = n_fma(p, f, n_set(1.1676998740e-1f));
+    p = n_fma(p, f, n_set(-1.2420140846e-1f));
+    p = n_fma(p, f, n_set(1.4249322787e-1f));
+    p = n_fma(p, f, n_set(-1.6668057665e-1f));
+    p = n_fma(p, f, n_set(2.0000714765e-1f));
+    p = n_fma(p, f, n_set(-2.4999993993e-1f));
+    p = n_fma(p, f, n_set(3.3333331174e-1f));
+    const native square = f * f;
+    native small = n_fma(p * f, square, lost / u);  // ln 2 is split so that exponent * (high part) is exact
+    small = n_fma(exponent, n_set(-2.12194440e-4f), small);
+    small = n_fma(square, n_set(-0.5f), small);
+    const native log1p = n_fma(exponent, n_set(0.693359375f), f + small);
+    result.part[i] = n_where_greater(x.part[i], n_set(20.0f), x.part[i], log1p);
+  }
+  return result;
 }
 
 // x * sigmoid(x)

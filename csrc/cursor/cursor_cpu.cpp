@@ -1,5 +1,6 @@
-// cursor_reset, cursor_begin, cursor_commit on the CPU: everything is checked for the whole batch before anything is
+// cursor_reset, cursor_begin, cursor_commit, cursor_rollback on the CPU: everything is checked for the whole batch before anything is
 // written, so that a refused call changes nothing.
+#include <cstdio>
 #include <vector>
 
 #include "cursor/cursor_check.h"
@@ -15,6 +16,18 @@ int check_batch(const char* op, const llamba_cursor& cursor, const int32_t* slot
   const int status = check_cursor(op, cursor);
   return status == LLAMBA_OK ? check_slots(op, slots, batch, cursor.nslots) : status;
 }
+
+// "2 5 1", at most eight of them: what a sentence shows of a path.
+struct ListText {
+  char text[128] = "";
+  ListText(const int32_t* values, int32_t count) {
+    size_t used = 0;
+    for (int32_t i = 0; i < count && i < 8; ++i) {
+      used += std::snprintf(text + used, sizeof(text) - used, i > 0 ? " %d" : "%d", values[i]);
+    }
+    if (count > 8) std::snprintf(text + used, sizeof(text) - used, " ...");
+  }
+};
 
 int cursor_reset(const llamba_cursor_reset_args& args) {
   int status = check_batch("cursor_reset", args.cursor, args.slots, args.batch);
@@ -100,6 +113,17 @@ int cursor_commit(const llamba_cursor_commit_args& args) {
       return fail(LLAMBA_VALUE_ERROR, "cursor_commit: accepted must be 0 to ntokens = %d; got %d for slot %d", ntokens,
                   args.accepted[i], slot);
     }
+    if (args.path == nullptr) continue;
+    if (args.accepted[i] > args.path_length) {
+      return fail(LLAMBA_VALUE_ERROR, "cursor_commit: path must hold the %d accepted tokens of slot %d; got %" PRId64,
+                  args.accepted[i], slot, args.path_length);
+    }
+    const int32_t* path = args.path + i * args.path_stride_batch;
+    if (!path_is_valid(path, args.accepted[i], ntokens)) {
+      return fail(LLAMBA_VALUE_ERROR,
+                  "cursor_commit: path must hold %d ascending tokens from 0 to %d for slot %d; got %s",
+                  args.accepted[i], ntokens - 1, slot, ListText(path, args.accepted[i]).text);
+    }
   }
   static thread_local std::vector<int32_t> old_table;  // kept between calls: a step allocates nothing
   for (int64_t i = 0; i < args.batch; ++i) {
@@ -107,7 +131,8 @@ int cursor_commit(const llamba_cursor_commit_args& args) {
     int32_t* header = slot_header(args.cursor, args.slots[i]);
     int32_t* table = header + LLAMBA_CURSOR_HEADER;
     old_table.assign(table, table + table_size(args.cursor));
-    const CommitPlan plan = plan_commit(header, old_table.data(), args.accepted[i], args.cursor);
+    const int32_t* path = args.path ? args.path + i * args.path_stride_batch : nullptr;
+    const CommitPlan plan = plan_commit(header, old_table.data(), args.accepted[i], path, args.cursor);
     for (int32_t entry = 0; entry < table_size(args.cursor); ++entry) {
       table[entry] = entry_after_commit(entry, old_table.data(), plan);
     }
@@ -119,10 +144,47 @@ int cursor_commit(const llamba_cursor_commit_args& args) {
   return LLAMBA_OK;
 }
 
+// The rows of the tokens that are taken back stand right before the free rows: they become the first of these.
+int cursor_rollback(const llamba_cursor_rollback_args& args) {
+  int status = check_batch("cursor_rollback", args.cursor, args.slots, args.batch);
+  if (status == LLAMBA_OK) status = check_session("cursor_rollback", args.cursor, args.session);
+  if (status != LLAMBA_OK) return status;
+  for (int64_t i = 0; i < args.batch; ++i) {
+    const int32_t slot = args.slots[i];
+    if (slot < 0) continue;
+    status = check_slot("cursor_rollback", args.cursor, slot);
+    if (status != LLAMBA_OK) return status;
+    const int32_t* header = slot_header(args.cursor, slot);
+    if (header[kNtokens] != kNoStep) {
+      return fail(LLAMBA_VALUE_ERROR,
+                  "cursor_rollback: slot %d must have no open step (commit it first); got an open step of %d tokens",
+                  slot, header[kNtokens]);
+    }
+    const int32_t most = most_rollback(header, args.session);
+    if (args.n[i] < 0 || args.n[i] > most) {
+      return fail(LLAMBA_VALUE_ERROR,
+                  "cursor_rollback: n must be 0 to min(max_rollback, live rows) = min(%d, %d); got %d for slot %d",
+                  args.session.max_rollback, header[kLive], args.n[i], slot);
+    }
+  }
+  for (int64_t i = 0; i < args.batch; ++i) {
+    if (args.slots[i] < 0) continue;
+    int32_t* header = slot_header(args.cursor, args.slots[i]);
+    header[kPosition] -= args.n[i];
+    header[kLive] -= args.n[i];
+  }
+  return LLAMBA_OK;
+}
+
 }  // namespace
 }  // namespace llamba
 
 extern "C" {
+
+int llamba_cursor_rollback_cpu(const llamba_cursor_rollback_args* args) {
+  LLAMBA_CHECK_SIZE("cursor_rollback", args);
+  return llamba::cursor_rollback(*args);
+}
 
 int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args) {
   LLAMBA_CHECK_SIZE("cursor_reset", args);

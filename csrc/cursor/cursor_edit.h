@@ -39,6 +39,10 @@ constexpr int32_t kBrokenStep = -1;  // ntokens of a slot that a bad device-side
   return fold > 0 ? fold : 0;
 }
 
+[[maybe_unused]] LLAMBA_HOST_DEVICE int32_t most_rollback(const int32_t* header, const llamba_session& session) {
+  return header[kLive] < session.max_rollback ? header[kLive] : session.max_rollback;
+}
+
 // Entry i of a slot whose checkpoint stands at token `checkpoint`: min(width-1, checkpoint) tail rows, then the live
 // rows, then the free rows, all numbered upwards from 0.
 [[maybe_unused]] LLAMBA_HOST_DEVICE int32_t entry_after_reset(int32_t i, int32_t checkpoint,
@@ -48,27 +52,37 @@ constexpr int32_t kBrokenStep = -1;  // ntokens of a slot that a bad device-side
   return row >= 0 && row < cursor.capacity ? row : -1;
 }
 
+// Whether path names `accepted` tokens of a step of ntokens, ascending.
+[[maybe_unused]] LLAMBA_HOST_DEVICE bool path_is_valid(const int32_t* path, int32_t accepted, int32_t ntokens) {
+  for (int32_t i = 0; i < accepted; ++i) {
+    if (path[i] <= (i > 0 ? path[i - 1] : -1) || path[i] >= ntokens) return false;
+  }
+  return true;
+}
+
 // What a commit does to the row table: the list tail + live rows moves left by `fold`, the accepted rows join it, and
 // everything else becomes free, in this order: unused free rows, rejected rows, rows dropped from the front.
 struct CommitPlan {
-  int32_t fold;       // entries that leave the front
-  int32_t kept;       // new tail + new live rows
-  int32_t accepted;   // end of the accepted rows in the old table
-  int32_t proposed;   // end of the step's rows in the old table
-  int32_t used;       // end of the old table's meaningful entries
-  int32_t zero_rows;  // leading -1 entries among those that leave the front
+  int32_t fold;         // entries that leave the front
+  int32_t committed;    // end of tail and live rows in the old table: where the step's rows start
+  int32_t accepted;     // tokens that stay
+  int32_t ntokens;      // tokens of the step
+  int32_t used;         // end of the old table's meaningful entries
+  int32_t zero_rows;    // leading -1 entries among those that leave the front
+  const int32_t* path;  // [accepted] the tokens that stay, ascending, or nullptr: the first ones
 };
 
 [[maybe_unused]] LLAMBA_HOST_DEVICE CommitPlan plan_commit(const int32_t* header, const int32_t* table,
-                                                           int32_t accepted, const llamba_cursor& cursor) {
-  const int32_t committed = cursor.width - 1 + header[kLive];
+                                                           int32_t accepted, const int32_t* path,
+                                                           const llamba_cursor& cursor) {
   int32_t zero_rows = 0;
   while (zero_rows < cursor.width - 1 && table[zero_rows] < 0) ++zero_rows;
   CommitPlan plan;
   plan.fold = header[kFold];
-  plan.kept = committed + accepted - header[kFold];
-  plan.accepted = committed + accepted;
-  plan.proposed = committed + header[kNtokens];
+  plan.committed = cursor.width - 1 + header[kLive];
+  plan.accepted = accepted;
+  plan.ntokens = header[kNtokens];
+  plan.path = path;
   plan.used = cursor.capacity + zero_rows;
   plan.zero_rows = zero_rows < plan.fold ? zero_rows : plan.fold;
   return plan;
@@ -76,14 +90,20 @@ struct CommitPlan {
 
 [[maybe_unused]] LLAMBA_HOST_DEVICE int32_t entry_after_commit(int32_t i, const int32_t* table,
                                                                const CommitPlan& plan) {
-  if (i < plan.kept) return table[plan.fold + i];
-  i -= plan.kept;
-  const int32_t unused = plan.used - plan.proposed;
-  if (i < unused) return table[plan.proposed + i];
+  const int32_t kept = plan.committed - plan.fold;  // of the old tail and live rows
+  if (i < kept) return table[plan.fold + i];
+  i -= kept;
+  if (i < plan.accepted) return table[plan.committed + (plan.path ? plan.path[i] : i)];
+  i -= plan.accepted;
+  const int32_t proposed = plan.committed + plan.ntokens, unused = plan.used - proposed;
+  if (i < unused) return table[proposed + i];
   i -= unused;
-  const int32_t rejected = plan.proposed - plan.accepted;
-  if (i < rejected) return table[plan.accepted + i];
-  i -= rejected;
+  if (i < plan.ntokens - plan.accepted) {  // token i of those that do not stay
+    if (plan.path == nullptr) return table[plan.committed + plan.accepted + i];
+    for (int32_t j = 0; j < plan.accepted && plan.path[j] <= i; ++j) ++i;
+    return table[plan.committed + i];
+  }
+  i -= plan.ntokens - plan.accepted;
   const int32_t dropped = plan.fold - plan.zero_rows;
   return i < dropped ? table[plan.zero_rows + i] : -1;
 }

@@ -1,13 +1,14 @@
-// cursor_{reset,begin,commit}_kernel -- edit the row lists of a batch of slots; one launch serves all layers.
+// cursor_{reset,begin,commit,rollback}_kernel -- edit the row lists of a batch of slots; one launch serves all layers.
 // Grid     (batch)                                          Block  128 threads
 // Owns     one block owns slot slots[blockIdx.x]; no other block reads or writes it (slots are unique)
-// Threads  reset, commit: thread i computes table entries i, i + 128, ...; thread 0 writes the header. begin: thread 0
+// Threads  reset, commit: thread i computes table entries i, i + 128, ...; thread 0 writes the header. begin,
+//          rollback: thread 0
 // Shared   commit: the old header and table, int32_t [HEADER + 3 + kMaxCapacity], of which the slot's part is used
 // Flow     commit: 1 slot -> shared  2 barrier  3 every entry from the old table  4 header
 // Barriers commit: 1 (after 1): the new table overwrites the old one
 // Numerics integers only; the arithmetic is cursor_edit.h, the CPU's own
 // Requires capacity <= kMaxCapacity                                     (checked in cursor_launch.cu)
-// A header out of bounds, a bad ntokens or a bad accepted cannot be reported from here: it marks the slot broken
+// A header out of bounds, a bad ntokens, accepted, path or n cannot be reported from here: it marks the slot broken
 // (ntokens -1, nothing else is written), and nothing but a reset brings a broken slot back.
 #pragma once
 
@@ -69,11 +70,13 @@ __global__ void cursor_commit_kernel(llamba_cursor_commit_args args) {
 
   const int32_t accepted = args.accepted[blockIdx.x];
   const int32_t ntokens = old_slot.header[kNtokens];
-  if (!header_is_valid(old_slot.header, args.cursor) || ntokens <= kNoStep || accepted < 0 || accepted > ntokens) {
+  const int32_t* path = args.path != nullptr ? args.path + blockIdx.x * args.path_stride_batch : nullptr;
+  if (!header_is_valid(old_slot.header, args.cursor) || ntokens <= kNoStep || accepted < 0 || accepted > ntokens ||
+      (path != nullptr && (accepted > args.path_length || !path_is_valid(path, accepted, ntokens)))) {
     if (threadIdx.x == 0) header[kNtokens] = kBrokenStep;
     return;
   }
-  const CommitPlan plan = plan_commit(old_slot.header, old_slot.table, accepted, args.cursor);
+  const CommitPlan plan = plan_commit(old_slot.header, old_slot.table, accepted, path, args.cursor);
   for (int32_t i = threadIdx.x; i < table_size(args.cursor); i += kCursorThreads) {
     table[i] = entry_after_commit(i, old_slot.table, plan);
   }
@@ -82,6 +85,20 @@ __global__ void cursor_commit_kernel(llamba_cursor_commit_args args) {
     header[kLive] = old_slot.header[kLive] + accepted - plan.fold;
     header[kFold] = 0;
     header[kNtokens] = kNoStep;
+  }
+}
+
+__global__ void cursor_rollback_kernel(llamba_cursor_rollback_args args) {
+  int32_t* header = slot_of_block(args.cursor, args.slots);
+  if (header == nullptr || threadIdx.x != 0) return;
+  const int32_t n = args.n[blockIdx.x];
+  const bool legal = header_is_valid(header, args.cursor) && header[kNtokens] == kNoStep && n >= 0 &&
+                     n <= most_rollback(header, args.session);
+  if (legal) {
+    header[kPosition] -= n;
+    header[kLive] -= n;
+  } else {
+    header[kNtokens] = kBrokenStep;
   }
 }
 

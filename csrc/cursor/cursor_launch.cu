@@ -1,4 +1,4 @@
-// cursor_reset, cursor_begin, cursor_commit on CUDA devices: checks that need no data, then one launch.
+// cursor_reset, cursor_begin, cursor_commit, cursor_rollback on CUDA devices: checks that need no data, then one launch.
 #include "common/cuda_check.h"
 #include "cursor/cursor_check.h"
 #include "cursor/cursor_kernel.cuh"
@@ -45,6 +45,13 @@ int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, void* strea
   LLAMBA_CHECK_SIZE("cursor_commit", args);
   return llamba::launch_over_batch("cursor_commit", llamba::cursor_commit_kernel, sizeof(llamba::CursorStorage), *args,
                                    stream);
+}
+
+int llamba_cursor_rollback_cuda(const llamba_cursor_rollback_args* args, void* stream) {
+  LLAMBA_CHECK_SIZE("cursor_rollback", args);
+  const int status = llamba::check_session("cursor_rollback", args->cursor, args->session);
+  if (status != LLAMBA_OK) return status;
+  return llamba::launch_over_batch("cursor_rollback", llamba::cursor_rollback_kernel, 0, *args, stream);
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// Host functions of cursor_reset, cursor_begin and cursor_commit.
+// Host functions of cursor_reset, cursor_begin, cursor_commit and cursor_rollback.
 #include "common/check.h"
 #include "common/run.h"
 #include "ops.h"
@@ -71,7 +71,8 @@ void cursor_begin(const Tensor& cursor, const Tensor& slots, const Tensor& ntoke
   run(kOp, cursor, args, llamba_cursor_begin_cpu);
 }
 
-void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, int64_t width) {
+void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& accepted, const std::optional<Tensor>& path,
+                   int64_t width) {
   constexpr const char* kOp = "cursor_commit";
   llamba_cursor_commit_args args{sizeof(args)};
   args.cursor = checked_cursor(kOp, cursor, slots, width);
@@ -79,8 +80,33 @@ void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& acce
   CHECK_WRITTEN(cursor, slots, accepted);
   args.slots = int32_data(slots);
   args.accepted = int32_data(accepted);
+  if (path.has_value()) {
+    CHECK_DIM(*path, 2, 2);
+    const int64_t batch = slots.size(0), length = path->size(1);
+    CHECK_SHAPE(*path, batch, length);
+    CHECK_DTYPE(*path, Int);
+    CHECK_STRIDE(*path, -1, 1);
+    CHECK_SAME_DEVICE(*path, cursor);
+    CHECK_WRITTEN(cursor, *path);
+    args.path = int32_data(*path);
+    args.path_stride_batch = path->stride(0);
+    args.path_length = length;
+  }
   args.batch = slots.size(0);
   run(kOp, cursor, args, llamba_cursor_commit_cpu);
+}
+
+void cursor_rollback(const Tensor& cursor, const Tensor& slots, const Tensor& n, int64_t width, int64_t fold_every,
+                     int64_t max_rollback, int64_t max_window) {
+  constexpr const char* kOp = "cursor_rollback";
+  llamba_cursor_rollback_args args{sizeof(args)};
+  args.cursor = checked_cursor(kOp, cursor, slots, width);
+  args.session = checked_session(kOp, fold_every, max_rollback, max_window);
+  CHECK_PER_SLOT(n);
+  args.slots = int32_data(slots);
+  args.n = int32_data(n);
+  args.batch = slots.size(0);
+  run(kOp, cursor, args, llamba_cursor_rollback_cpu);
 }
 
 }  // namespace llamba

@@ -41,7 +41,7 @@ LLAMBA_API const char* llamba_archs_cuda(void);
 typedef int (*llamba_parallel_for)(int64_t begin, int64_t end, int64_t grain,
                                    void (*body)(int64_t begin, int64_t end, void* context), void* context);
 LLAMBA_API void llamba_set_parallel_for_cpu(llamba_parallel_for parallel_for);
-/* "avx512", "avx2" or "generic": what the CPU kernels run as. LLAMBA_CPU_ISA, read when the
+/* "avx512bf16", "avx512", "avx2" or "generic": what the CPU kernels run as. LLAMBA_CPU_ISA, read when the
  * library loads, forces one; a name that is none, or a set that the processor lacks, leaves the best. */
 LLAMBA_API const char* llamba_isa_cpu(void);
 
@@ -95,22 +95,39 @@ typedef struct {
   llamba_cursor cursor;    /* written */
   const int32_t* slots;    /* [batch], unique; < 0: padding, skipped */
   const int32_t* accepted; /* [batch] input tokens that stay, 0 to ntokens */
+  const int32_t* path;     /* [batch, >= accepted] which tokens stay, ascending; NULL: 0, 1, 2, ... */
+  int64_t path_stride_batch;
+  int64_t path_length; /* entries of a path; at least accepted */
   int64_t batch;
 } llamba_cursor_commit_args;
+
+typedef struct {
+  size_t size;
+  llamba_cursor cursor; /* written: position, live */
+  const int32_t* slots; /* [batch], unique; < 0: padding, skipped */
+  const int32_t* n;     /* [batch] committed tokens to take back, 0 to min(max_rollback, live) */
+  int64_t batch;
+  llamba_session session;
+} llamba_cursor_rollback_args;
 
 LLAMBA_API int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args);
 LLAMBA_API int llamba_cursor_begin_cpu(const llamba_cursor_begin_args* args);
 LLAMBA_API int llamba_cursor_commit_cpu(const llamba_cursor_commit_args* args);
+LLAMBA_API int llamba_cursor_rollback_cpu(const llamba_cursor_rollback_args* args);
 LLAMBA_API int llamba_cursor_reset_cuda(const llamba_cursor_reset_args* args, void* stream);
 LLAMBA_API int llamba_cursor_begin_cuda(const llamba_cursor_begin_args* args, void* stream);
 LLAMBA_API int llamba_cursor_commit_cuda(const llamba_cursor_commit_args* args, void* stream);
+LLAMBA_API int llamba_cursor_rollback_cuda(const llamba_cursor_rollback_args* args, void* stream);
 
 /* ---- mamba2_verify: conv + SSM of a Mamba-2 layer for the open step ------------------------------------------
  * Dimensions without a stride are dense. What is written overlaps nothing else. The cursor is only read. */
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype;         /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
+  llamba_dtype dtype; /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
+  llamba_dtype
+      checkpoint_dtype; /* 16 bits: the running state is rounded after every token fold_every, 2 fold_every, ... */
+  int32_t fold_every;   /* W of the session; with a float32 checkpoint only checked */
   int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
   int32_t nheads, headdim;
   int32_t dstate;                    /* a multiple of 16 up to 256 */
@@ -125,7 +142,7 @@ typedef struct {
   const float* A;        /* [nheads], negative: -exp(A_log) */
   const float* D;        /* [nheads] or NULL: zero */
   const float* dt_bias;  /* [nheads] or NULL: zero */
-  float* checkpoint;     /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
+  void* checkpoint;      /* [nslots, nheads, headdim, dstate], in/out: written only where fold > 0 */
   int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
   void* rows; /* [nslots, capacity, conv_dim], in/out: the new tokens' rows are written */
   int64_t rows_stride_slot, rows_stride_row;
@@ -133,11 +150,89 @@ typedef struct {
   int64_t dt_rows_stride_slot, dt_rows_stride_row;
   llamba_cursor cursor; /* read: every slot must have an open step */
   const int32_t* slots; /* [batch], unique; < 0: padding */
-  void* out;            /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
+  /* [batch, max_ntokens]: token i of a step follows token parents[i] < i of it, or the committed tokens if that is -1.
+   * NULL: token i follows token i - 1. */
+  const int32_t* parents;
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, nheads, headdim], written; zero beyond ntokens and for padding */
   int64_t out_stride_batch, out_stride_token, out_stride_head;
 } llamba_mamba2_verify_args;
 
 LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
+
+/* ---- materialize: the state of a Mamba-2 layer at the current position, without changing anything ----------------
+ * Fields as in llamba_mamba2_verify_args. No slot may have an open step. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype, checkpoint_dtype;
+  int32_t fold_every;
+  int32_t batch, nheads, headdim, dstate;
+  int32_t x_heads, B_heads, C_heads;
+  const void* conv_weight;
+  int64_t conv_weight_stride_channel, conv_weight_stride_tap;
+  const void* conv_bias; /* or NULL */
+  const float* A;
+  const float* dt_bias; /* or NULL */
+  const void* checkpoint;
+  int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
+  const void* rows;
+  int64_t rows_stride_slot, rows_stride_row;
+  const void* dt_rows;
+  int64_t dt_rows_stride_slot, dt_rows_stride_row;
+  llamba_cursor cursor; /* read */
+  const int32_t* slots; /* [batch], unique; < 0: padding */
+  float* state;         /* [batch, nheads, headdim, dstate], written; zero for padding */
+  int64_t state_stride_batch, state_stride_head, state_stride_dim;
+  void* tail; /* [batch, width-1, conv_dim] raw rows before the position, oldest first, written; zero where none */
+  int64_t tail_stride_batch, tail_stride_row;
+} llamba_materialize_args;
+
+LLAMBA_API int llamba_materialize_cpu(const llamba_materialize_args* args);
+
+/* ---- state_import: what materialize gave, into slots that cursor_reset(prompt = position, fold_every 1,
+ * max_rollback 0) has prepared ------------------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype, checkpoint_dtype; /* of tail and rows, and of the checkpoint */
+  int32_t batch, nheads, headdim, dstate, conv_dim;
+  const float* state; /* [batch, nheads, headdim, dstate] */
+  int64_t state_stride_batch, state_stride_head, state_stride_dim;
+  const void* tail; /* [batch, width-1, conv_dim] */
+  int64_t tail_stride_batch, tail_stride_row;
+  void* checkpoint; /* [nslots, nheads, headdim, dstate], written: rounded to its dtype; not for a slot at position 0 */
+  int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
+  void* rows; /* [nslots, capacity, conv_dim], written: the rows of the conv tail */
+  int64_t rows_stride_slot, rows_stride_row;
+  llamba_cursor cursor; /* read: no slot may have an open step or live rows */
+  const int32_t* slots; /* [batch], unique; < 0: padding */
+} llamba_state_import_args;
+
+LLAMBA_API int llamba_state_import_cpu(const llamba_state_import_args* args);
+
+/* ---- slot_copy: slots of a cursor with everything that its layers keep for them ----------------------------------- */
+
+#define LLAMBA_MAX_DIMS 8
+typedef struct {
+  void* data; /* [nslots, ...] */
+  int32_t element_size;
+  int32_t ndim; /* 1 to LLAMBA_MAX_DIMS */
+  int64_t sizes[LLAMBA_MAX_DIMS], strides[LLAMBA_MAX_DIMS];
+  int32_t token_dim; /* only the first `position` entries of this dimension are copied; -1: all */
+} llamba_slot_buffer;
+
+typedef struct {
+  size_t size;
+  llamba_cursor cursor;              /* written */
+  const llamba_slot_buffer* buffers; /* [nbuffers], written */
+  int64_t nbuffers;
+  const int32_t* src; /* [batch]; < 0: padding, skipped */
+  const int32_t* dst; /* [batch], unique, none of them a source */
+  int64_t batch;
+} llamba_slot_copy_args;
+
+LLAMBA_API int llamba_slot_copy_cpu(const llamba_slot_copy_args* args);
 
 /* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
 
@@ -158,6 +253,63 @@ typedef struct {
 
 LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
 
+/* ---- rms_norm: x / sqrt(mean(x^2) + eps) * weight, after an addition if there is a residual ------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                    /* x, weight, residual, out */
+  int64_t batch, ntokens, nheads, width; /* >= 0; each row of width has its own norm */
+  float eps;                             /* > 0 */
+  const void* x;                         /* [batch, ntokens, nheads, width] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const void* weight; /* [width] */
+  void* residual;     /* [batch, ntokens, nheads, width], in/out: x is added, and the sum is normed; or NULL: x is */
+  int64_t residual_stride_batch, residual_stride_token, residual_stride_head;
+  void* out; /* [batch, ntokens, nheads, width], written; may be x */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_rms_norm_args;
+
+LLAMBA_API int llamba_rms_norm_cpu(const llamba_rms_norm_args* args);
+
+/* ---- rope: rotary position embedding ---------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                       /* x, out */
+  int64_t batch, ntokens, nheads, head_dim; /* >= 0 */
+  int64_t rotary_dim;                       /* even, at most head_dim; the elements after it are copied */
+  int64_t npositions;                       /* >= 0 */
+  int32_t interleaved;                      /* pairs are 2 i and 2 i + 1; 0: i and i + rotary_dim / 2 */
+  const void* x;                            /* [batch, ntokens, nheads, head_dim] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const float* cos; /* [npositions, rotary_dim / 2] */
+  int64_t cos_stride_position;
+  const float* sin; /* [npositions, rotary_dim / 2] */
+  int64_t sin_stride_position;
+  const int32_t* positions; /* [batch, ntokens], below npositions; < 0: padding */
+  int64_t positions_stride_batch;
+  void* out; /* [batch, ntokens, nheads, head_dim], written, zero for padding; may be x */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_rope_args;
+
+LLAMBA_API int llamba_rope_cpu(const llamba_rope_args* args);
+
+/* ---- silu_mul: silu(gate) * up --------------------------------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;            /* gate, up, out */
+  int64_t batch, ntokens, width; /* >= 0 */
+  const void* gate;              /* [batch, ntokens, width] */
+  int64_t gate_stride_batch, gate_stride_token;
+  const void* up; /* [batch, ntokens, width] */
+  int64_t up_stride_batch, up_stride_token;
+  void* out; /* [batch, ntokens, width], written; may be gate or up */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_silu_mul_args;
+
+LLAMBA_API int llamba_silu_mul_cpu(const llamba_silu_mul_args* args);
+
 /* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
 
 typedef struct {
@@ -174,6 +326,75 @@ typedef struct {
 } llamba_skinny_linear_args;
 
 LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
+
+/* ---- attention_step: attention of a layer for the open step ------------------------------------------------------
+ * A token of the step sees the slot's `position` committed tokens, then its path: in a chain the step's tokens up to
+ * itself, in a tree its ancestors and itself. Of the cursor the header alone is read. What is written overlaps nothing
+ * else. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* q, k, v, k_cache, v_cache, out */
+  int64_t batch, max_ntokens; /* >= 0; max_ntokens >= ntokens of every slot */
+  int64_t nheads, kv_heads;   /* kv_heads divides nheads; head h reads kv head h / (nheads / kv_heads) */
+  int64_t head_dim;           /* 1 to 256 */
+  int64_t nslots, max_tokens; /* >= 0; position + ntokens <= max_tokens of every slot */
+  float scale;                /* finite; of the scores */
+  const void* q;              /* [batch, max_ntokens, nheads, head_dim], after RoPE */
+  int64_t q_stride_batch, q_stride_token, q_stride_head;
+  const void* k; /* [batch, max_ntokens, kv_heads, head_dim], after RoPE */
+  int64_t k_stride_batch, k_stride_token, k_stride_head;
+  const void* v; /* [batch, max_ntokens, kv_heads, head_dim] */
+  int64_t v_stride_batch, v_stride_token, v_stride_head;
+  void* k_cache; /* [nslots, kv_heads, max_tokens, head_dim], in/out: written from position to position + ntokens */
+  int64_t k_cache_stride_slot, k_cache_stride_head, k_cache_stride_token;
+  void* v_cache; /* [nslots, kv_heads, max_tokens, head_dim], in/out: as k_cache */
+  int64_t v_cache_stride_slot, v_cache_stride_head, v_cache_stride_token;
+  const int32_t* cursor; /* [nslots, at least HEADER]: every slot must have an open step */
+  int64_t cursor_stride_slot;
+  const int32_t* slots;   /* [batch], unique; < 0: padding */
+  const int32_t* parents; /* [batch, max_ntokens], an earlier token or -1, the committed ones; NULL: a chain */
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, nheads, head_dim], written; zero beyond ntokens and for padding */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_attention_step_args;
+
+LLAMBA_API int llamba_attention_step_cpu(const llamba_attention_step_args* args);
+
+/* ---- kv_compact: after a tree step, the accepted path's keys and values move to where a chain's would lie -------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                             /* of every cache */
+  int64_t batch, max_window;                      /* >= 0 */
+  int64_t nslots, kv_heads, max_tokens, head_dim; /* >= 0 */
+  int64_t ncaches;                                /* >= 0, keys and values alike */
+  void* const* caches;                            /* [ncaches] of [nslots, kv_heads, max_tokens, head_dim], in/out */
+  const int64_t* cache_strides;                   /* [ncaches, 3]: slot, head, token */
+  const int32_t* cursor;                          /* [nslots, at least HEADER]: every slot must have an open step */
+  int64_t cursor_stride_slot;
+  const int32_t* slots;    /* [batch], unique; < 0: padding */
+  const int32_t* accepted; /* [batch], 0 to ntokens */
+  const int32_t* path;     /* [batch, max_window], the first `accepted` strictly increasing, below ntokens */
+  int64_t path_stride_batch;
+} llamba_kv_compact_args;
+
+LLAMBA_API int llamba_kv_compact_cpu(const llamba_kv_compact_args* args);
+
+/* ---- argmax: the lowest index of each row's largest logit ------------------------------------------------------- */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;     /* logits */
+  int64_t batch, ntokens; /* >= 0 */
+  int64_t vocab;          /* >= 1 */
+  const void* logits;     /* [batch, ntokens, vocab] */
+  int64_t logits_stride_batch, logits_stride_token;
+  int64_t* out; /* [batch, ntokens], written */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_argmax_args;
+
+LLAMBA_API int llamba_argmax_cpu(const llamba_argmax_args* args);
 
 /* ---- speculative_accept: how many tokens of a window stay, and the token that follows -------------------------- */
 

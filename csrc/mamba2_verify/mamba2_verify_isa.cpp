@@ -1,8 +1,15 @@
 // mamba2_verify, the arithmetic of one instruction set.
-//
-// Bits: a token's results depend on its own sequence's tokens alone. Every state element takes the same operations in
-// the same order whatever the window, the live rows or the fold; lane l of vector v holds dstate index 16 v + l; the
-// dot product with C adds the vectors in order and then the lanes in one fixed tree.
+//   dt = softplus(dt + dt_bias);   state = exp(dt A) state + (dt x) B;   y = state . C + D x
+// Work      an item is sixteen dims of one head of one sequence, taken from the checkpoint through all tokens of its
+//           step. A thread's items are neighbours: the conv outputs of B, C and x are kept while the head group lasts
+// Registers a tile of the state: kTileVecs vectors, rows of the block x vectors of dstate. Per token: one load of B for
+//           all rows, a multiplication and a fused multiply-add per vector, one more for the product with C
+// Branches  of a tree: a state that a later token starts from is kept in scratch, tile by tile, and loaded again there;
+//           the checkpoint is read once
+// Numerics  a token's results depend on the tokens on its own path alone. Every state element takes the same
+//           operations in the same order whatever the window, the live rows, the fold or the tree; lane l of vector v
+//           holds dstate index 16 v + l; the dot product with C adds the vectors in order, then the lanes in the fixed
+//           tree of vec.h. Conv outputs are rounded to the activation dtype before use
 #include "common/vec.h"
 #include "mamba2_verify/mamba2_verify_cpu.h"
 
@@ -10,30 +17,37 @@ namespace llamba {
 namespace LLAMBA_ISA {
 namespace {
 
-constexpr int kMaxWidth = 4;
-constexpr int kMaxVecs = 16;  // dstate 256
+// The tile must fit the registers beside B and the decay: AVX-512 has 32 of one vec16, AVX2 16 of half a one.
+constexpr int kTileVecs = kNativeLanes == 16 ? 16 : kNativeLanes == 8 ? 4 : 2;
+// The checkpoint streams through once, faster than the processor foresees: each tile asks for what comes so much later.
+constexpr int kPrefetchBytes = 4096;
 
-template <typename T>
-LLAMBA_INLINE vec16 load_lanes(const T* p, int lanes) {
-  return lanes == kLanes ? load(p) : load_first(p, lanes);
-}
+struct Scratch {
+  const void** inputs;  // [ntotal, width] see find_inputs
+  float* x;             // [ntotal, x_stride] conv outputs of the current x head
+  float* B;             // [ntotal, dstate]
+  float* C;             // [ntokens, dstate]
+  float* dtx;           // [ntotal, kBlock] dt x of the current block
+  float* products;      // [ntokens, kBlock, kLanes] state times C, not yet summed over the lanes
+  float* branches;      // [nbranches, kTileVecs, kLanes]
+  float* dt;            // [ntotal] and up to a whole vector
+  float* decay;         // [ntotal] and up to a whole vector
+};
 
-// The value an activation has once it is stored: on every path the conv output is rounded before it is used.
-LLAMBA_INLINE vec16 round_like(const float*, vec16 a) { return a; }
-LLAMBA_INLINE vec16 round_like(const bfloat16*, vec16 a) {
-  bfloat16 stored[kLanes];
-  store(stored, a);
-  return load(stored);
-}
+// ---- conv ----
 
-// ---- stage 1: conv ----
-
-// Conv outputs of sixteen channels for all tokens: a window of width values slides over tail, live rows, new tokens.
+// Taps of sixteen channels, one vector per tap. next: how many channels further on the next ones are.
 template <typename T, int kWidth>
-void conv_block(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-                int32_t channel, int lanes) {
+LLAMBA_INLINE void load_taps(const llamba_mamba2_verify_args& args, int32_t channel, int lanes, int32_t next,
+                             vec16 (&taps)[kWidth]) {
   const T* weight = static_cast<const T*>(args.conv_weight) + channel * args.conv_weight_stride_channel;
-  vec16 taps[kWidth], window[kWidth];
+  if (kWidth == 4 && lanes == kLanes && args.conv_weight_stride_channel == 4 && args.conv_weight_stride_tap == 1) {
+    for (int line = 0; line < kWidth; ++line) {
+      __builtin_prefetch(weight + next * kWidth + line * kLanes);  // see conv
+    }
+    load_columns(weight, taps[0], taps[1], taps[kWidth - 2], taps[kWidth - 1]);
+    return;
+  }
   for (int tap = 0; tap < kWidth; ++tap) {
     float column[kLanes] = {};
     for (int lane = 0; lane < lanes; ++lane) {
@@ -41,170 +55,308 @@ void conv_block(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes,
     }
     taps[tap] = load(column);
   }
-  const vec16 bias =
-      args.conv_bias ? load_lanes(static_cast<const T*>(args.conv_bias) + channel, lanes) : broadcast(0.0f);
+}
 
-  T* slot_rows = static_cast<T*>(args.rows) + sequence.slot * args.rows_stride_slot + channel;
-  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch + channel;
-  for (int tap = 1; tap < kWidth; ++tap) {
-    const int32_t row = sequence.table[tap - 1];
-    window[tap] = row < 0 ? broadcast(0.0f) : load_lanes(slot_rows + row * args.rows_stride_row, lanes);
-  }
-  for (int32_t t = 0; t < sequence.ntotal; ++t) {
-    T* row = slot_rows + sequence.table[kWidth - 1 + t] * args.rows_stride_row;
-    for (int tap = 1; tap < kWidth; ++tap) window[tap - 1] = window[tap];
-    if (t < sequence.live) {
-      window[kWidth - 1] = load_lanes(row, lanes);
-    } else {
-      const T* token = new_tokens + (t - sequence.live) * args.xBC_stride_token;
-      window[kWidth - 1] = load_lanes(token, lanes);
-      for (int lane = 0; lane < lanes; ++lane) row[lane] = token[lane];
+// Where each token's conv finds its raw inputs, oldest first; nullptr: zero.
+template <typename T>
+void find_inputs(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void** inputs) {
+  const T* slot_rows = static_cast<const T*>(args.rows) + sequence.slot * args.rows_stride_slot;
+  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch;
+  for (int32_t t = 0; t < sequence.live + sequence.ntokens; ++t) {
+    for (int32_t tap = 0; tap < args.cursor.width; ++tap) {
+      const int32_t row = sequence.tokens[t].window[tap];
+      inputs[t * args.cursor.width + tap] = row == kZeroRow ? nullptr
+                                            : row >= 0      ? slot_rows + row * args.rows_stride_row
+                                                            : new_tokens + (-2 - row) * args.xBC_stride_token;
     }
-    vec16 y = bias;
-    for (int tap = 0; tap < kWidth; ++tap) y = fma(taps[tap], window[tap], y);
-    store(sequence.conv + int64_t{t} * sizes.conv_stride + channel, round_like(weight, silu(y)));
+  }
+}
+
+// Conv outputs of `channels` channels for tokens first, first + 1, ...; out [tokens, stride]. Lanes beyond `channels`
+// in the last vector are zero.
+template <typename T, int kWidth>
+void conv(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void* const* inputs,
+          int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
+  const T* bias = static_cast<const T*>(args.conv_bias);
+  for (int32_t offset = 0; offset < channels; offset += kLanes) {
+    const int lanes = lanes_left(channels - offset);
+    const int32_t at = channel + offset;
+    vec16 taps[kWidth];
+    load_taps<T, kWidth>(args, at, lanes, channels, taps);
+    const vec16 start = bias ? load_first(bias + at, lanes) : broadcast(0.0f);
+    for (int32_t t = first; t < sequence.live + sequence.ntokens; ++t) {
+      vec16 y = start;
+#pragma GCC unroll 4
+      for (int tap = 0; tap < kWidth; ++tap) {
+        const T* input = static_cast<const T*>(inputs[t * kWidth + tap]);
+        const vec16 value = input ? load_first(input + at, lanes) : broadcast(0.0f);
+        // the next head's channels, a whole scan from now: too many streams for the processor to foresee
+        if (tap + 1 == kWidth || t == first) __builtin_prefetch(input + at + channels);
+        y = fma(taps[tap], value, y);
+      }
+      store(out + (t - first) * stride + offset, rounded_to<T>(silu(y)));
+    }
   }
 }
 
 template <typename T>
-void conv_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-                 int64_t begin, int64_t end) {
-  for (int64_t block = begin; block < end; ++block) {
-    const int32_t channel = static_cast<int32_t>(block) * kLanes;
-    const int lanes = sizes.conv_dim - channel < kLanes ? sizes.conv_dim - channel : kLanes;
-    switch (args.cursor.width) {
-      case 2: conv_block<T, 2>(args, sizes, sequence, channel, lanes); break;
-      case 3: conv_block<T, 3>(args, sizes, sequence, channel, lanes); break;
-      default: conv_block<T, kMaxWidth>(args, sizes, sequence, channel, lanes); break;
-    }
+void conv_any(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void* const* inputs,
+              int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
+  switch (args.cursor.width) {
+    case 2: return conv<T, 2>(args, sequence, inputs, channel, channels, first, out, stride);
+    case 3: return conv<T, 3>(args, sequence, inputs, channel, channels, first, out, stride);
+    default: return conv<T, kMaxWidth>(args, sequence, inputs, channel, channels, first, out, stride);
   }
 }
 
-// ---- stage 2: scan ----
-
-// Where one head finds its operands.
-struct Head {
-  const float* x;  // token 0; add t * conv_stride
-  const float* B;
-  const float* C;
-  const float* dt;  // token 0; add t * nheads
-  const float* decay;
-  float D;
-};
-
-LLAMBA_INLINE Head find_head(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t head) {
-  const int32_t x_size = args.x_heads * args.headdim, B_size = args.B_heads * args.dstate;
-  return Head{sequence.conv + head / (args.nheads / args.x_heads) * args.headdim,
-              sequence.conv + x_size + head / (args.nheads / args.B_heads) * args.dstate,
-              sequence.conv + x_size + B_size + head / (args.nheads / args.C_heads) * args.dstate,
-              sequence.dt + head,
-              sequence.decay + head,
-              args.D ? args.D[head] : 0.0f};
-}
-
-// state = decay * state + (dt x) B for kRows rows of the state, held in registers.
-template <int kVecs, int kRows>
-LLAMBA_INLINE void step(vec16 (&state)[kRows][kVecs > 0 ? kVecs : kMaxVecs], int vecs, const Head& head, int64_t x_off,
-                        int64_t token_off, float dt, float decay) {
-  const int count = kVecs > 0 ? kVecs : vecs;
-  const vec16 decay_lanes = broadcast(decay);
-  for (int r = 0; r < kRows; ++r) {
-    const vec16 dtx = broadcast(dt * head.x[token_off + x_off + r]);
-    for (int v = 0; v < count; ++v) {
-      state[r][v] = fma(dtx, load(head.B + token_off + v * kLanes), mul(decay_lanes, state[r][v]));
-    }
+// The new tokens' raw channels go to their rows.
+template <typename T>
+void store_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t channel,
+                int32_t channels) {
+  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch + channel;
+  T* slot_rows = static_cast<T*>(args.rows) + sequence.slot * args.rows_stride_slot + channel;
+  for (int32_t i = 0; i < sequence.ntokens; ++i) {
+    const T* token = new_tokens + i * args.xBC_stride_token;
+    T* row = slot_rows + sequence.tokens[sequence.live + i].row * args.rows_stride_row;
+    for (int32_t c = 0; c < channels; ++c) row[c] = token[c];
   }
 }
 
-// Takes kRows state rows from `dim` on through all tokens. kVecs = dstate / 16, or 0: read from the arguments.
-template <typename T, int kVecs, int kRows>
-void scan_rows(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-               int32_t head_idx, int32_t dim) {
-  const int vecs = kVecs > 0 ? kVecs : args.dstate / kLanes;
-  const Head head = find_head(args, sequence, head_idx);
-  float* checkpoint = args.checkpoint + sequence.slot * args.checkpoint_stride_slot +
-                      head_idx * args.checkpoint_stride_head + dim * args.checkpoint_stride_dim;
-  T* out =
-      static_cast<T*>(args.out) + sequence.batch_idx * args.out_stride_batch + head_idx * args.out_stride_head + dim;
+// Step sizes and decays of one head for all tokens; the new tokens' raw dt go to their rows if this call owns them.
+template <typename T>
+void prepare_dt(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t head, bool owns_rows,
+                const Scratch& scratch) {
+  T* slot_rows = static_cast<T*>(args.dt_rows) + sequence.slot * args.dt_rows_stride_slot + head;
+  const T* new_tokens = static_cast<const T*>(args.dt) + sequence.batch_idx * args.dt_stride_batch + head;
+  const float bias = args.dt_bias ? args.dt_bias[head] : 0.0f;
+  for (int32_t t = 0; t < sequence.live + sequence.ntokens; ++t) {
+    const Mamba2Token& token = sequence.tokens[t];
+    const T raw = t < sequence.live ? slot_rows[token.row * args.dt_rows_stride_row]
+                                    : new_tokens[(t - sequence.live) * args.dt_stride_token];
+    if (t >= sequence.live && owns_rows) slot_rows[token.row * args.dt_rows_stride_row] = raw;
+    scratch.dt[t] = to_float(raw);
+  }
+  for (int32_t t = 0; t < sequence.live + sequence.ntokens; t += kLanes) {
+    const vec16 dt = softplus(add(load(scratch.dt + t), broadcast(bias)));
+    store(scratch.dt + t, dt);
+    store(scratch.decay + t, exp(mul(dt, broadcast(args.A[head]))));
+  }
+}
 
-  vec16 state[kRows][kVecs > 0 ? kVecs : kMaxVecs];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < vecs; ++v) {  // a fresh slot's checkpoint is not read at all: it may hold NaN
-      state[r][v] = sequence.fresh ? broadcast(0.0f) : load(checkpoint + r * args.checkpoint_stride_dim + v * kLanes);
+// ---- scan ----
+
+template <int kRows, int kVecs>
+struct Tile {
+  vec16 state[kRows][kVecs];
+
+  LLAMBA_INLINE void clear() {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) state[r][v] = broadcast(0.0f);
     }
   }
-  for (int32_t t = 0; t < sequence.ntotal; ++t) {
-    const int64_t token_off = int64_t{t} * sizes.conv_stride;
-    const int64_t head_off = int64_t{t} * args.nheads;
-    step<kVecs, kRows>(state, vecs, head, dim, token_off, head.dt[head_off], head.decay[head_off]);
-    if (t + 1 == sequence.fold) {
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < vecs; ++v) store(checkpoint + r * args.checkpoint_stride_dim + v * kLanes, state[r][v]);
+  LLAMBA_INLINE void load_branch(const float* p) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) state[r][v] = load(p + (r * kVecs + v) * kLanes);
+    }
+  }
+  template <typename S>
+  LLAMBA_INLINE void load_from(const S* p, int64_t row_stride) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) {
+        __builtin_prefetch(reinterpret_cast<const char*>(p + r * row_stride + v * kLanes) + kPrefetchBytes);
+        state[r][v] = load(p + r * row_stride + v * kLanes);
       }
     }
-    if (t < sequence.live) continue;
-    T* token_out = out + (t - sequence.live) * args.out_stride_token;
+  }
+  template <typename S>
+  LLAMBA_INLINE void store_to(S* p, int64_t row_stride) const {
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      vec16 products = mul(state[r][0], load(head.C + token_off));
-      for (int v = 1; v < vecs; ++v) products = fma(state[r][v], load(head.C + token_off + v * kLanes), products);
-      const float skip = head.D * head.x[token_off + dim + r];
-      from_float(sum(products) + skip, token_out + r);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) store(p + r * row_stride + v * kLanes, state[r][v]);
     }
   }
+  template <typename S>
+  LLAMBA_INLINE void round_to() {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) state[r][v] = rounded_to<S>(state[r][v]);
+    }
+  }
+  // state = decay state + dtx B
+  LLAMBA_INLINE void step(const float* dtx, const float* B, float decay) {
+    const vec16 decay_lanes = broadcast(decay);
+    vec16 dtx_lanes[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) dtx_lanes[r] = broadcast(dtx[r]);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      const vec16 B_lanes = load(B + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) state[r][v] = fma(dtx_lanes[r], B_lanes, mul(decay_lanes, state[r][v]));
+    }
+  }
+  // products = (first tile of the row ? 0 : products) + state C
+  LLAMBA_INLINE void multiply(const float* C, bool first, float* products) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      vec16 sum = mul(state[r][0], load(C));
+      if (!first) sum = fma(state[r][0], load(C), load(products + r * kLanes));
+#pragma GCC unroll 16
+      for (int v = 1; v < kVecs; ++v) sum = fma(state[r][v], load(C + v * kLanes), sum);
+      store(products + r * kLanes, sum);
+    }
+  }
+};
+
+// Takes state rows `row` to `rows` of a block, kRows at a time, columns column to column + 16 kVecs, through all tokens.
+// Returns the first row that is left. kTree: some token starts from a branch state.
+template <typename S, int kRows, int kVecs, bool kTree>
+int scan_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
+              int32_t head, int32_t dim, int row, int rows, int32_t column) {
+  constexpr int64_t kTileFloats = int64_t{kRows} * kVecs * kLanes;
+  const int32_t live = sequence.live, ntotal = sequence.live + sequence.ntokens, fold = sequence.fold;
+  const int64_t row_stride = args.checkpoint_stride_dim, dstate = args.dstate;
+  const Mamba2Token* tokens = sequence.tokens;
+  S* checkpoint = static_cast<S*>(args.checkpoint) + sequence.slot * args.checkpoint_stride_slot +
+                  head * args.checkpoint_stride_head + dim * row_stride + column;
+  for (; row + kRows <= rows; row += kRows) {
+    S* tile_rows = checkpoint + row * row_stride;
+    Tile<kRows, kVecs> tile;
+    if (sequence.fresh) {  // its checkpoint is not read at all: it may hold NaN
+      tile.clear();
+    } else {
+      tile.load_from(tile_rows, row_stride);
+    }
+    const float* dtx = scratch.dtx + row;
+    const float* B = scratch.B + column;
+    const auto advance = [&](int32_t t) __attribute__((always_inline)) {
+      if (kTree && tokens[t].save >= 0) tile.store_to(scratch.branches + tokens[t].save * kTileFloats, kVecs * kLanes);
+      if (kTree && tokens[t].load >= 0) tile.load_branch(scratch.branches + tokens[t].load * kTileFloats);
+      tile.step(dtx, B, scratch.decay[t]);
+      if (sizeof(S) == 2 && tokens[t].round) tile.template round_to<S>();
+      dtx += kBlock;
+      B += dstate;
+    };
+    for (int32_t t = 0; t < fold; ++t) advance(t);
+    if (fold > 0) tile.store_to(tile_rows, row_stride);
+    for (int32_t t = fold; t < live; ++t) advance(t);
+    const float* C = scratch.C + column;
+    float* products = scratch.products + row * kLanes;
+    for (int32_t t = live; t < ntotal; ++t, C += dstate, products += kBlock * kLanes) {
+      advance(t);
+      tile.multiply(C, column == 0, products);
+    }
+    if (sequence.state) {
+      float* state =
+          sequence.state + head * sequence.state_stride_head + (dim + row) * sequence.state_stride_dim + column;
+      tile.store_to(state, sequence.state_stride_dim);
+    }
+  }
+  return row;
 }
 
-// State rows per pass: as many as the registers hold beside the operands.
-#if defined(__AVX512F__)
-constexpr int kStateRegisters = 16;
-#else
-constexpr int kStateRegisters = 4;
-#endif
+// All rows of a block, kVecs vectors of dstate wide from `column` on; what is left of dstate goes to narrower tiles.
+template <typename S, int kVecs, bool kTree>
+void scan_columns(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
+                  int32_t head, int32_t dim, int rows, int32_t column) {
+  constexpr int kRows = kTileVecs / kVecs;
+  for (; column + kVecs * kLanes <= args.dstate; column += kVecs * kLanes) {
+    const int row = scan_rows<S, kRows, kVecs, kTree>(args, sequence, scratch, head, dim, 0, rows, column);
+    if (kRows > 1) scan_rows<S, 1, kVecs, kTree>(args, sequence, scratch, head, dim, row, rows, column);
+  }
+  if constexpr (kVecs > 1) scan_columns<S, kVecs / 2, kTree>(args, sequence, scratch, head, dim, rows, column);
+}
 
-template <typename T, int kVecs>
-void scan_range(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-                int64_t begin, int64_t end) {
-  constexpr int kRows = kVecs == 0 || kVecs > kStateRegisters ? 1 : kStateRegisters / kVecs;
-  while (begin < end) {  // begin and end count rows of (head, dim)
-    const int32_t head = static_cast<int32_t>(begin / args.headdim), dim = static_cast<int32_t>(begin % args.headdim);
-    if (dim + kRows <= args.headdim && begin + kRows <= end) {
-      scan_rows<T, kVecs, kRows>(args, sizes, sequence, head, dim);
-      begin += kRows;
-    } else {
-      scan_rows<T, kVecs, 1>(args, sizes, sequence, head, dim);
-      begin += 1;
-    }
+template <typename T>
+void write_outputs(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
+                   const float* x, int64_t x_stride, int32_t head, int32_t dim, int rows) {
+  T* out = static_cast<T*>(args.out) + sequence.batch_idx * args.out_stride_batch + head * args.out_stride_head + dim;
+  const vec16 D = broadcast(args.D ? args.D[head] : 0.0f);
+  for (int32_t i = 0; i < sequence.ntokens; ++i) {
+    vec16 products[kLanes];
+    for (int r = 0; r < kLanes; ++r) products[r] = load(scratch.products + (i * kBlock + r) * kLanes);
+    const vec16 skip = mul(D, load(x + (sequence.live + i) * x_stride));
+    store_first(out + i * args.out_stride_token, add(sum_each(products), skip), rows);
   }
 }
 
 template <typename T>
-void scan_any(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-              int64_t begin, int64_t end) {
-  switch (args.dstate) {
-    case 16: return scan_range<T, 1>(args, sizes, sequence, begin, end);
-    case 64: return scan_range<T, 4>(args, sizes, sequence, begin, end);
-    case 128: return scan_range<T, 8>(args, sizes, sequence, begin, end);
-    default: return scan_range<T, 0>(args, sizes, sequence, begin, end);
+void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int64_t begin, int64_t end,
+                float* floats) {
+  const int32_t ntotal = sequence.live + sequence.ntokens, blocks = (args.headdim + kBlock - 1) / kBlock;
+  const int64_t x_stride = int64_t{blocks} * kBlock;
+  Scratch scratch;
+  scratch.inputs = reinterpret_cast<const void**>(floats);
+  scratch.x = floats + int64_t{ntotal} * kInputFloats;
+  scratch.B = scratch.x + ntotal * x_stride;
+  scratch.C = scratch.B + int64_t{ntotal} * args.dstate;
+  scratch.dtx = scratch.C + int64_t{sequence.ntokens} * args.dstate;
+  scratch.products = scratch.dtx + int64_t{ntotal} * kBlock;
+  scratch.branches = scratch.products + int64_t{sequence.ntokens} * kBlock * kLanes;
+  scratch.dt = scratch.branches + int64_t{sequence.nbranches} * kTileVecs * kLanes;
+  scratch.decay = scratch.dt + (ntotal + kLanes - 1) / kLanes * kLanes;
+
+  const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
+                heads_per_C = args.nheads / args.C_heads;
+  const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
+  find_inputs<T>(args, sequence, scratch.inputs);
+  int32_t x_head = -1, B_head = -1, C_head = -1, dt_head = -1;  // what the scratch holds
+  for (int64_t item = begin; item < end; ++item) {
+    const int32_t head = static_cast<int32_t>(item / blocks), dim = static_cast<int32_t>(item % blocks) * kBlock;
+    const int rows = args.headdim - dim < kBlock ? args.headdim - dim : kBlock;
+    if (x_head != head / heads_per_x) {
+      x_head = head / heads_per_x;
+      conv_any<T>(args, sequence, scratch.inputs, x_head * args.headdim, args.headdim, 0, scratch.x, x_stride);
+    }
+    if (B_head != head / heads_per_B) {
+      B_head = head / heads_per_B;
+      conv_any<T>(args, sequence, scratch.inputs, B_channel + B_head * args.dstate, args.dstate, 0, scratch.B,
+                  args.dstate);
+    }
+    if (C_head != head / heads_per_C) {
+      C_head = head / heads_per_C;
+      conv_any<T>(args, sequence, scratch.inputs, C_channel + C_head * args.dstate, args.dstate, sequence.live,
+                  scratch.C, args.dstate);
+    }
+    if (dt_head != head) {
+      dt_head = head;
+      prepare_dt<T>(args, sequence, head, dim == 0, scratch);
+    }
+    // Rows that several heads share are written by the first head's item, and only there.
+    if (head % heads_per_x == 0) store_rows<T>(args, sequence, x_head * args.headdim + dim, rows);
+    if (head % heads_per_B == 0 && dim == 0)
+      store_rows<T>(args, sequence, B_channel + B_head * args.dstate, args.dstate);
+    if (head % heads_per_C == 0 && dim == 0)
+      store_rows<T>(args, sequence, C_channel + C_head * args.dstate, args.dstate);
+
+    for (int32_t t = 0; t < ntotal; ++t) {
+      store(scratch.dtx + t * kBlock, mul(broadcast(scratch.dt[t]), load(scratch.x + t * x_stride + dim)));
+    }
+    constexpr int kMostVecs = kTileVecs < 8 ? kTileVecs : 8;
+    if (sequence.nbranches > 0) {
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
+                          scan_columns<S, kMostVecs, true>(args, sequence, scratch, head, dim, rows, 0));
+    } else {
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
+                          scan_columns<S, kMostVecs, false>(args, sequence, scratch, head, dim, rows, 0));
+    }
+    if (sequence.ntokens > 0) write_outputs<T>(args, sequence, scratch, scratch.x + dim, x_stride, head, dim, rows);
   }
 }
 
 }  // namespace
 
-void mamba2_conv(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-                 int64_t begin, int64_t end) {
-  if (args.dtype == LLAMBA_FLOAT32) {
-    conv_blocks<float>(args, sizes, sequence, begin, end);
-  } else {
-    conv_blocks<bfloat16>(args, sizes, sequence, begin, end);
-  }
-}
-
-void mamba2_scan(const llamba_mamba2_verify_args& args, const Mamba2Sizes& sizes, const Mamba2Sequence& sequence,
-                 int64_t begin, int64_t end) {
-  if (args.dtype == LLAMBA_FLOAT32) {
-    scan_any<float>(args, sizes, sequence, begin, end);
-  } else {
-    scan_any<bfloat16>(args, sizes, sequence, begin, end);
-  }
+void mamba2_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int64_t begin, int64_t end,
+                   float* scratch) {
+  LLAMBA_SWITCH_DTYPE(args.dtype, T, run_blocks<T>(args, sequence, begin, end, scratch));
 }
 
 }  // namespace LLAMBA_ISA

@@ -1,6 +1,7 @@
 // speculative_accept's passes over the vocabulary, in blocks that stay in the nearest cache.
 // Numerics the exponential in fp32, sums in double: per block 16 lanes in order, then the lanes in order, then the
 //          blocks in order. A row is read by one thread, so its sums are the same in every batch.
+#include "common/row_max.h"
 #include "common/vec.h"
 #include "speculative_accept/speculative_accept_cpu.h"
 
@@ -17,30 +18,6 @@ LLAMBA_INLINE int block_size(const llamba_speculative_accept_args& args, int64_t
 template <typename T>
 const T* logits_row(const llamba_speculative_accept_args& args, int64_t b, int64_t i) {
   return static_cast<const T*>(args.logits) + b * args.logits_stride_batch + i * args.logits_stride_token;
-}
-
-// The largest of n logits; NaN if any is NaN, which maxima alone would lose.
-template <typename T>
-float block_max(const T* logits, int n) {
-  const vec16 zero = broadcast(0.0f);
-  vec16 largest = broadcast(-__builtin_inff()), nan_if_any = zero;
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const vec16 value = load(logits + i);
-    largest = max(largest, value);
-    nan_if_any = add(nan_if_any, min(zero, value));
-  }
-  float candidates[2 * kLanes], nan_lanes[kLanes];
-  store(candidates, largest);
-  store(nan_lanes, nan_if_any);
-  int count = kLanes;
-  for (; i < n; ++i) candidates[count++] = to_float(logits[i]);
-  float result = candidates[0];
-  for (int j = 0; j < count; ++j) {
-    if (__builtin_isnan(candidates[j]) || __builtin_isnan(nan_lanes[j % kLanes])) return __builtin_nanf("");
-    if (candidates[j] > result) result = candidates[j];
-  }
-  return result;
 }
 
 // Sum of n floats (a multiple of 16) in double.
@@ -109,19 +86,8 @@ Weights<T> p_of(const llamba_speculative_accept_args& args, const AcceptRow& row
 
 template <typename T>
 AcceptRow read_row(const llamba_speculative_accept_args& args, int64_t b, int64_t i) {
-  const T* logits = logits_row<T>(args, b, i);
-  AcceptRow row{-__builtin_inff(), 0, 0.0};
-  int64_t best = 0;  // the first block that has the maximum
-  for (int64_t start = 0; start < args.vocab; start += kBlock) {
-    const float largest = block_max(logits + start, block_size(args, start));
-    if (__builtin_isnan(largest)) return AcceptRow{largest, 0, 0.0};
-    if (largest > row.max) {
-      row.max = largest;
-      best = start;
-    }
-  }
-  while (to_float(logits[best]) < row.max) ++best;
-  row.argmax = static_cast<int32_t>(best);
+  const RowMax largest = row_max(logits_row<T>(args, b, i), args.vocab);
+  AcceptRow row{largest.max, static_cast<int32_t>(largest.argmax), 0.0};
   if (args.uniforms && __builtin_isfinite(row.max)) row.sum = sum_of(p_of<T>(args, row, b, i), args);
   return row;
 }

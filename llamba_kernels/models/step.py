@@ -1,18 +1,18 @@
 """One decoding step of the hybrid: a few new tokens per sequence against a cache. Plain decoding is the one-token case.
 
-Every operation gives a token the same bits however many tokens share the step: linears, norms and the Mamba-2 layer
-by their kernels, SiLU and attention by running token by token. So speculative and plain greedy decoding agree exactly.
+Every operation gives a token the same bits however many tokens share the step: that is what the operators promise, and
+an addition does by itself. So speculative and plain greedy decoding agree exactly.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cache import AttentionBuffers, DecodeCache, Mamba2Buffers
-from ..ops import gated_rms_norm, mamba2_verify, skinny_linear
+from ..cache import AttentionBuffers, DecodeCache, Mamba2Buffers, SavedSlot
+from ..ops import attention_step, gated_rms_norm, mamba2_verify, materialize, rms_norm, rope, silu_mul, skinny_linear
 from .mamba2 import Mamba2Mixer
 from .model import LlambaAttention, LlambaForCausalLM, LlambaMLP, LlambaRMSNorm
-from .rope import apply_rope, rope_cos_sin
+from .rope import rope_cos_sin
 
 
 class StepModel:
@@ -24,16 +24,20 @@ class StepModel:
 
     # The operators of a step, as attributes, so that a profile can put a clock around each.
     linear = staticmethod(skinny_linear)
-    norm = staticmethod(gated_rms_norm)
+    norm = staticmethod(rms_norm)
+    gated_norm = staticmethod(gated_rms_norm)
     mamba2 = staticmethod(mamba2_verify)
-    attend = staticmethod(F.scaled_dot_product_attention)
+    rotate = staticmethod(rope)
+    attend = staticmethod(attention_step)
+    silu_mul = staticmethod(silu_mul)
 
     def __init__(self, model: LlambaForCausalLM, cache: DecodeCache):
         self.model = model
         self.cache = cache
         self.config = model.config
         # One table for all steps: computing an angle alone or among others may differ in the last bit.
-        self.cos, self.sin = rope_cos_sin(model.config, torch.arange(cache.max_tokens))  # [max_tokens, head_dim]
+        cos, sin = rope_cos_sin(model.config, torch.arange(cache.max_tokens))  # [max_tokens, head_dim]: halves repeat
+        self.cos, self.sin = (table[:, : model.config.head_dim // 2].contiguous() for table in (cos, sin))
         self.bind()
 
     def bind(self) -> None:
@@ -57,21 +61,43 @@ class StepModel:
             slots: (batch) int32; < 0 is padding. tokens: (batch, window) int64, each slot's step padded on the right.
         Rows beyond a step's ntokens, and those of padding, mean nothing.
         """
-        spans = self._spans(slots.tolist(), tokens.shape[1])
+        positions = self._positions(slots.tolist(), tokens.shape[1])
         hidden = F.embedding(tokens, self.model.model.embed_tokens.weight)  # [batch, window, hidden]
+        mixed = None  # what the last sublayer adds to hidden: the next norm does it
         for layer, buffers, dynamics in zip(self.model.model.layers, self.cache.layers, self.dynamics, strict=True):
-            u = self._rms_norm(layer.input_layernorm, hidden)
+            u = self._add_and_norm(layer.input_layernorm, mixed, hidden)
             if layer.is_mamba:
-                hidden = hidden + self._mamba2(layer.mamba, dynamics, buffers, slots, u)
+                mixed = self._mamba2(layer.mamba, dynamics, buffers, slots, u)
             else:
-                hidden = hidden + self._attention(layer.self_attn, buffers, spans, u)
-            hidden = hidden + self._mlp(layer.mlp, self._rms_norm(layer.post_attention_layernorm, hidden))
-        hidden = self._rms_norm(self.model.model.norm, hidden)
-        return self.linear(hidden, self.model.lm_head.weight)
+                mixed = self._attention(layer.self_attn, buffers, slots, positions, u)
+            u = self._add_and_norm(layer.post_attention_layernorm, mixed, hidden)
+            mixed = self._mlp(layer.mlp, u)
+        return self.linear(self._add_and_norm(self.model.model.norm, mixed, hidden), self.model.lm_head.weight)
 
-    def _spans(self, slots: list[int], window: int) -> list[tuple[int, int, int, int]]:
-        """(batch index, slot, position, ntokens) of every sequence that is not padding."""
-        spans = []
+    @torch.inference_mode()
+    def materialize(self, slot: int) -> SavedSlot:
+        """What all layers know of a slot between two steps, for `DecodeCache.state_import`: prefix caches, export."""
+        slots, table = torch.tensor([slot], dtype=torch.int32), self.cache.cursor.table
+        position, saved = self.cache.cursor.position(slot), []
+        for layer, buffers, dynamics in zip(self.model.model.layers, self.cache.layers, self.dynamics, strict=True):
+            if not layer.is_mamba:
+                saved.append(tuple(cache[slot, :, :position].clone() for cache in (buffers.k, buffers.v)))
+                continue
+            (A, _, dt_bias), conv = dynamics, layer.mamba.conv1d
+            state, tail = materialize(
+                *(conv.weight.squeeze(1), conv.bias, A, dt_bias),
+                *(buffers.checkpoint, buffers.rows, buffers.dt_rows, table, slots),
+                x_heads=self.config.mamba_x_heads,
+                B_heads=self.config.mamba_B_heads,
+                C_heads=self.config.mamba_C_heads,
+                fold_every=self.cache.session.fold_every,
+            )
+            saved.append((state[0], tail[0]))
+        return SavedSlot(position, saved)
+
+    def _positions(self, slots: list[int], window: int) -> Tensor:
+        """(batch, window) int32, the position of every token of the open steps; -1 for what is none."""
+        positions = torch.full((len(slots), window), -1, dtype=torch.int32)
         for i, slot in enumerate(slots):
             if slot < 0:
                 continue
@@ -83,8 +109,14 @@ class StepModel:
                     f"step: slot {slot} must stay within max_tokens = {self.cache.max_tokens}; "
                     f"got {position} + {ntokens} tokens"
                 )
-            spans.append((i, slot, position, ntokens))
-        return spans
+            positions[i, :ntokens] = torch.arange(position, position + ntokens, dtype=torch.int32)
+        return positions
+
+    def _add_and_norm(self, norm: LlambaRMSNorm, mixed: Tensor | None, hidden: Tensor) -> Tensor:
+        """hidden += mixed, in place; returns the norm of the sum."""
+        if mixed is None:
+            return self.norm(hidden, norm.weight, norm.eps)
+        return self.norm(mixed, norm.weight, norm.eps, hidden)
 
     def _mamba2(self, mixer: Mamba2Mixer, dynamics, buffers: Mamba2Buffers, slots: Tensor, u: Tensor) -> Tensor:
         sizes = [mixer.d_inner, mixer.conv_dim, mixer.num_heads]
@@ -95,40 +127,28 @@ class StepModel:
             x_heads=self.config.mamba_x_heads,
             B_heads=self.config.mamba_B_heads,
             C_heads=self.config.mamba_C_heads,
+            fold_every=self.cache.session.fold_every,
         )  # [batch, window, nheads, headdim]
-        normed = self.norm(y.flatten(-2), z, mixer.norm.weight, mixer.norm.eps, mixer.norm.group_size)
+        normed = self.gated_norm(y.flatten(-2), z, mixer.norm.weight, mixer.norm.eps, mixer.norm.group_size)
         return self.linear(normed, mixer.out_proj.weight)
 
-    def _attention(self, attention: LlambaAttention, buffers: AttentionBuffers, spans, u: Tensor) -> Tensor:
+    def _attention(
+        self, attention: LlambaAttention, buffers: AttentionBuffers, slots: Tensor, positions: Tensor, u: Tensor
+    ) -> Tensor:
         q, k, v = (
             self.linear(u, proj.weight, proj.bias).unflatten(-1, (-1, attention.head_dim))  # [batch, window, heads, hd]
             for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        y = torch.zeros_like(q)
-        for i, slot, position, ntokens in spans:
-            span = slice(position, position + ntokens)
-            cos, sin = self.cos[span].unsqueeze(1), self.sin[span].unsqueeze(1)  # [ntokens, 1, head_dim]
-            rotated = apply_rope(q[i, :ntokens], cos, sin)
-            buffers.k[slot, :, span] = apply_rope(k[i, :ntokens], cos, sin).transpose(0, 1)
-            buffers.v[slot, :, span] = v[i, :ntokens].transpose(0, 1)
-            for t in range(ntokens):
-                seen = position + t + 1
-                y[i, t] = self.attend(
-                    rotated[t].view(1, -1, 1, attention.head_dim),
-                    buffers.k[slot : slot + 1, :, :seen],
-                    buffers.v[slot : slot + 1, :, :seen],
-                    enable_gqa=True,
-                )[0, :, 0]
+        q, k = (self.rotate(heads, self.cos, self.sin, positions, out=heads) for heads in (q, k))
+        y = self.attend(q, k, v, buffers.k, buffers.v, self.cache.cursor.table, slots)
         return self.linear(y.flatten(-2), attention.o_proj.weight, attention.o_proj.bias)
-
-    def _rms_norm(self, norm: LlambaRMSNorm, hidden: Tensor) -> Tensor:
-        return self.norm(hidden, None, norm.weight, norm.eps, hidden.shape[-1])
 
     def _mlp(self, mlp: LlambaMLP, u: Tensor) -> Tensor:
         gate = self.linear(u, mlp.gate_proj.weight, mlp.gate_proj.bias)
         up = self.linear(u, mlp.up_proj.weight, mlp.up_proj.bias)
-        product = torch.empty_like(up)
-        # token by token: torch's vectorised SiLU treats the last few elements of a tensor by another formula
-        for row, gate_row, up_row in zip(product.flatten(0, 1), gate.flatten(0, 1), up.flatten(0, 1), strict=True):
-            torch.mul(mlp.act_fn(gate_row), up_row, out=row)
-        return self.linear(product, mlp.down_proj.weight, mlp.down_proj.bias)
+        if self.config.hidden_act in ("silu", "swish"):
+            return self.linear(self.silu_mul(gate, up, out=up), mlp.down_proj.weight, mlp.down_proj.bias)
+        # Token by token: torch's vectorised activations treat the last few elements of a tensor by another formula.
+        for gate_row, up_row in zip(gate.flatten(0, 1), up.flatten(0, 1), strict=True):
+            up_row.mul_(mlp.act_fn(gate_row))
+        return self.linear(up, mlp.down_proj.weight, mlp.down_proj.bias)

@@ -1,17 +1,36 @@
 """The operators, one file each; each is also torch.ops.llamba.<name> with its outputs as arguments."""
 
-from .cursor import cursor_begin, cursor_commit, cursor_reset
+from .argmax import argmax
+from .attention_step import attention_step
+from .cursor import cursor_begin, cursor_commit, cursor_reset, cursor_rollback
 from .gated_rms_norm import gated_rms_norm
+from .kv_compact import kv_compact
 from .mamba2_verify import mamba2_verify
+from .materialize import materialize
+from .rms_norm import rms_norm
+from .rope import rope
+from .silu_mul import silu_mul
 from .skinny_linear import skinny_linear
+from .slot_copy import slot_copy
 from .speculative_accept import speculative_accept
+from .state_import import state_import
 
 __all__ = [
+    "argmax",
+    "attention_step",
     "cursor_begin",
     "cursor_commit",
     "cursor_reset",
+    "cursor_rollback",
     "gated_rms_norm",
+    "kv_compact",
     "mamba2_verify",
+    "materialize",
+    "rms_norm",
+    "rope",
+    "silu_mul",
     "skinny_linear",
+    "slot_copy",
     "speculative_accept",
+    "state_import",
 ]

@@ -49,15 +49,33 @@ def cursor_begin(cursor, slots, ntokens, *, width, fold_every=1, max_rollback=0,
 
 
 @operator
-def cursor_commit(cursor, slots, accepted, *, width):
-    """Close the step: the first `accepted` tokens stay, the rest are taken back. No state moves, only row ids.
+def cursor_commit(cursor, slots, accepted, path=None, *, width):
+    """Close the step: `accepted` of its tokens stay, the rest are taken back. No state moves, only row ids.
 
     Args:
         cursor, slots, width: as `cursor_reset`.
         accepted: (batch) int32, 0 to the step's ntokens; the pending token counts, so rejecting every draft is 1.
+        path: (batch, length) int32, last stride 1: the tokens of a tree that stay, from its root to a leaf, ascending;
+            the first `accepted` are used (root, 2, 5: accepted 3, path 0 2 5). That each is the next one's parent is
+            not checked. None: the first `accepted` tokens.
     Writes: cursor, the rows in slots.
     Raises: as `cursor_reset`; ValueError too for a slot without an open step.
     Devices: CPU, CUDA.
     Source: csrc/cursor. Reference: python_ref/cursor.py.
     """
-    call(torch.ops.llamba.cursor_commit.default, cursor, slots, accepted, width)
+    call(torch.ops.llamba.cursor_commit.default, cursor, slots, accepted, path, width)
+
+
+@operator
+def cursor_rollback(cursor, slots, n, *, width, fold_every=1, max_rollback=0, max_window=1):
+    """Take back the last n committed tokens of each slot, between steps.
+
+    Args:
+        cursor, slots, width, fold_every, max_rollback, max_window: as `cursor_reset`.
+        n: (batch) int32, 0 to min(max_rollback, live rows): what is in the checkpoint cannot be taken back.
+    Writes: cursor, the rows in slots.
+    Raises: as `cursor_reset`; ValueError too for a slot with an open step.
+    Devices: CPU, CUDA.
+    Source: csrc/cursor. Reference: python_ref/cursor.py.
+    """
+    call(torch.ops.llamba.cursor_rollback.default, cursor, slots, n, width, fold_every, max_rollback, max_window)

@@ -1,4 +1,4 @@
-"""RMSNorm over groups of x * silu(z): the norm of a Mamba-2 layer, and the plain norm of the others."""
+"""RMSNorm over groups of x * silu(z): the norm of a Mamba-2 layer."""
 
 import torch
 

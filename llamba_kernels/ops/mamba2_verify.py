@@ -23,6 +23,8 @@ def mamba2_verify(
     x_heads,
     B_heads,
     C_heads,
+    parents=None,
+    fold_every=1,
     out=None,
 ):
     """Run every slot's open step through one layer: replay its live rows, then its new tokens, and emit y for these.
@@ -32,21 +34,27 @@ def mamba2_verify(
         out     = state . C + D x
 
     The state starts at the checkpoint and is stored back only where the step folds; the new tokens' raw rows are
-    stored, so taking a token back is an edit of the cursor. A token's bits depend on its own sequence alone: not on
-    the window, the fold schedule, what was accepted before, or the batch. A window of K tokens equals K one-token
-    calls, bit for bit.
+    stored, so taking a token back is an edit of the cursor. A token's bits depend on the tokens on its own path alone:
+    not on the window, the fold schedule, what was accepted before, the batch, or the other branches of a tree. A window
+    of K tokens, or a path of K tokens in a tree, equals K one-token calls, bit for bit. To keep this with a 16-bit
+    checkpoint the running state is rounded whenever it passes a position that is a multiple of fold_every, whether or
+    not it is stored there.
 
     Args:
-        xBC: (batch, max_ntokens, conv_dim) float32 or bfloat16, raw columns of in_proj: x, B, C;
+        xBC: (batch, max_ntokens, conv_dim) float32, bfloat16 or float16, raw columns of in_proj: x, B, C;
             conv_dim = x_heads * headdim + (B_heads + C_heads) * dstate. Last stride 1.
         dt: (batch, max_ntokens, nheads), dtype of xBC, raw. Last stride 1.
         conv_weight: (conv_dim, width), conv_bias: (conv_dim) or None; dtype of xBC. width 2 to 4.
         A: (nheads) float32, negative. D, dt_bias: (nheads) float32 or None.
-        checkpoint: (nslots, nheads, headdim, dstate) float32; dstate a multiple of 16 up to 256. Last stride 1.
+        checkpoint: (nslots, nheads, headdim, dstate) float32, bfloat16 or float16; dstate a multiple of 16 up to 256.
+            Last stride 1.
         rows: (nslots, capacity, conv_dim), dt_rows: (nslots, capacity, nheads); dtype of xBC. Last stride 1.
         cursor: (nslots, 4 + width-1 + capacity) int32: every slot must have an open step (`cursor_begin`).
         slots: (batch) int32, unique; < 0 is padding.
         x_heads, B_heads, C_heads: int, divisors of nheads; head h reads x head h // (nheads // x_heads), and so on.
+        parents: (batch, max_ntokens) int32, last stride 1, a tree: token i follows token parents[i] < i of the step, or
+            the committed tokens if that is -1. None: a chain, token i follows token i - 1.
+        fold_every: int, the session's W.
         out: (batch, max_ntokens, nheads, headdim), dtype of xBC, last stride 1, or None: a new tensor.
     Writes: rows and dt_rows (the new tokens'), checkpoint (slots whose step folds), out (zero beyond a slot's ntokens
         and for padding).
@@ -72,9 +80,11 @@ def mamba2_verify(
         dt_rows,
         cursor,
         slots,
+        parents,
         out,
         x_heads,
         B_heads,
         C_heads,
+        fold_every,
     )
     return out

@@ -26,6 +26,6 @@ def skinny_linear(x, weight, bias=None, *, out=None):
     Source: csrc/skinny_linear. Reference: python_ref/skinny_linear.py.
     """
     if out is None:
-        out = torch.empty((*x.shape[:-1], *weight.shape[:1]), dtype=x.dtype, device=x.device)
+        out = x.new_empty((*x.shape[:-1], *weight.shape[:1]))
     call(torch.ops.llamba.skinny_linear.default, x, weight, bias, out)
     return out

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..cache import DecodeCache, Session
+from ..cache import DecodeCache, Session, fold_every_for
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import speculative_accept
@@ -58,7 +58,7 @@ class SpeculativeDecoder:
         window: tokens per verify step, the pending token included: window - 1 are drafted. 1 decodes plainly.
         draft: proposes tokens; default PromptLookup().
         max_tokens: longest prompt + output; default the model's max_position_embeddings.
-        fold_every: the session's W, see `Session`.
+        fold_every: the session's W, see `Session`; None: chosen by `fold.choose_fold_every`.
     """
 
     def __init__(
@@ -67,12 +67,14 @@ class SpeculativeDecoder:
         window: int = 4,
         draft: Draft | None = None,
         max_tokens: int | None = None,
-        fold_every: int = 1,
+        fold_every: int | None = None,
     ):
         if not 1 <= window <= 64:
             raise ValueError(f"SpeculativeDecoder: window must be 1 to 64; got {window}")
         self.window = window
         self.draft = PromptLookup() if draft is None else draft
+        if fold_every is None:
+            fold_every = fold_every_for(model.config, window, 1, torch.float32)
         session = Session(max_window=window, fold_every=fold_every, width=model.config.mamba_d_conv)
         max_tokens = model.config.max_position_embeddings if max_tokens is None else max_tokens
         self.cache = DecodeCache(model.config, max_tokens, session, dtype=model.dtype)

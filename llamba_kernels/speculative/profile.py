@@ -6,7 +6,15 @@ from collections import Counter
 from .decode import SpeculativeDecoder
 
 # operator attribute of StepModel -> part of a step
-PARTS = {"linear": "linear layers", "mamba2": "mamba2_verify", "attend": "attention", "norm": "norms"}
+PARTS = {
+    "linear": "linear layers",
+    "mamba2": "mamba2_verify",
+    "attend": "attention",
+    "norm": "norms",
+    "gated_norm": "norms",
+    "rotate": "RoPE and SiLU",
+    "silu_mul": "RoPE and SiLU",
+}
 
 
 def profile_step(decoder: SpeculativeDecoder, prompt: list[int], tokens: int = 32) -> dict[str, float]:

@@ -1,0 +1,43 @@
+#include "common/cpu_isa.h"
+#include "common/error.h"
+#include "common/parallel.h"
+
+namespace llamba {
+
+// All heads of tokens [begin, end), counted through the batch.
+LLAMBA_DECLARE_ISA(void rope_tokens(const llamba_rope_args& args, int64_t begin, int64_t end))
+
+}  // namespace llamba
+
+using namespace llamba;
+
+extern "C" int llamba_rope_cpu(const llamba_rope_args* args) {
+  constexpr const char* kOp = "rope";
+  LLAMBA_CHECK_SIZE(kOp, args);
+  LLAMBA_CHECK_DTYPE(kOp, args);
+  LLAMBA_CHECK_LEAST(kOp, args, batch, 0);
+  LLAMBA_CHECK_LEAST(kOp, args, ntokens, 0);
+  LLAMBA_CHECK_LEAST(kOp, args, nheads, 0);
+  LLAMBA_CHECK_LEAST(kOp, args, head_dim, 0);
+  LLAMBA_CHECK_LEAST(kOp, args, npositions, 0);
+  if (args->rotary_dim < 0 || args->rotary_dim > args->head_dim || args->rotary_dim % 2 != 0) {
+    return fail(LLAMBA_VALUE_ERROR,
+                "%s: rotary_dim (twice the width of cos) must be even and at most head_dim = %" PRId64 "; got %" PRId64,
+                kOp, args->head_dim, args->rotary_dim);
+  }
+  for (int64_t b = 0; b < args->batch; ++b) {
+    for (int64_t t = 0; t < args->ntokens; ++t) {
+      const int32_t position = args->positions[b * args->positions_stride_batch + t];
+      if (position >= args->npositions) {
+        return fail(LLAMBA_VALUE_ERROR,
+                    "%s: positions must be below npositions = %" PRId64 "; got %d for token %" PRId64
+                    " of sequence %" PRId64,
+                    kOp, args->npositions, position, t, b);
+      }
+    }
+  }
+  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
+  parallel_for(0, args->batch * args->ntokens, kElementsPerThread / (args->nheads * args->head_dim + 1) + 1,
+               [&](int64_t begin, int64_t end) { LLAMBA_CALL_ISA(rope_tokens, *args, begin, end); });
+  return LLAMBA_OK;
+}

@@ -1,0 +1,84 @@
+#include "common/dtype.h"
+#include "common/parallel.h"
+#include "cursor/cursor_check.h"
+#include "cursor/cursor_edit.h"
+#include "cursor/cursor_slots.h"
+
+namespace llamba {
+namespace {
+
+constexpr const char* kOp = "state_import";
+
+int check(const llamba_state_import_args& args) {
+  LLAMBA_CHECK_DTYPE(kOp, &args);
+  if (args.checkpoint_dtype < LLAMBA_FLOAT32 || args.checkpoint_dtype > LLAMBA_FLOAT16) {
+    return fail(LLAMBA_TYPE_ERROR, "%s: checkpoint_dtype must be float32, bfloat16 or float16; got code %d", kOp,
+                static_cast<int>(args.checkpoint_dtype));
+  }
+  LLAMBA_CHECK_LEAST(kOp, &args, nheads, 1);
+  LLAMBA_CHECK_LEAST(kOp, &args, headdim, 1);
+  LLAMBA_CHECK_LEAST(kOp, &args, dstate, 1);
+  LLAMBA_CHECK_LEAST(kOp, &args, conv_dim, 1);
+  int status = check_cursor(kOp, args.cursor);
+  if (status == LLAMBA_OK) status = check_slots(kOp, args.slots, args.batch, args.cursor.nslots);
+  for (int32_t i = 0; i < args.batch && status == LLAMBA_OK; ++i) {
+    const int32_t slot = args.slots[i];
+    if (slot < 0) continue;
+    status = check_slot(kOp, args.cursor, slot);
+    const int32_t* header = args.cursor.data + slot * args.cursor.slot_stride;
+    if (status == LLAMBA_OK && (header[kNtokens] != kNoStep || header[kLive] != 0)) {
+      status = fail(LLAMBA_VALUE_ERROR,
+                    "%s: slot %d must have no open step and no live rows (cursor_reset with prompt = the state's "
+                    "position, fold_every 1 and max_rollback 0); got ntokens %d and live %d",
+                    kOp, slot, header[kNtokens], header[kLive]);
+    }
+  }
+  return status;
+}
+
+template <typename S>
+void import_head(const llamba_state_import_args& args, int32_t i, int32_t head) {
+  for (int32_t dim = 0; dim < args.headdim; ++dim) {
+    const float* from =
+        args.state + i * args.state_stride_batch + head * args.state_stride_head + dim * args.state_stride_dim;
+    S* to = static_cast<S*>(args.checkpoint) + args.slots[i] * args.checkpoint_stride_slot +
+            head * args.checkpoint_stride_head + dim * args.checkpoint_stride_dim;
+    for (int32_t n = 0; n < args.dstate; ++n) from_float(from[n], to + n);
+  }
+}
+
+template <typename T>
+void import_tail(const llamba_state_import_args& args, int32_t i, const int32_t* table) {
+  for (int32_t t = 0; t + 1 < args.cursor.width; ++t) {
+    if (table[t] < 0) continue;
+    const T* from = static_cast<const T*>(args.tail) + i * args.tail_stride_batch + t * args.tail_stride_row;
+    T* to = static_cast<T*>(args.rows) + args.slots[i] * args.rows_stride_slot + table[t] * args.rows_stride_row;
+    for (int32_t channel = 0; channel < args.conv_dim; ++channel) to[channel] = from[channel];
+  }
+}
+
+int state_import(const llamba_state_import_args& args) {
+  const int status = check(args);
+  if (status != LLAMBA_OK) return status;
+  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
+  const int64_t grain = kElementsPerThread / (int64_t{args.headdim} * args.dstate) + 1;
+  parallel_for(0, int64_t{args.batch} * args.nheads, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int32_t i = static_cast<int32_t>(item / args.nheads), head = static_cast<int32_t>(item % args.nheads);
+      if (args.slots[i] < 0) continue;
+      const int32_t* header = args.cursor.data + args.slots[i] * args.cursor.slot_stride;
+      if (header[kPosition] == 0) continue;  // fresh: nothing to keep
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, import_head<S>(args, i, head));
+      if (head == 0) LLAMBA_SWITCH_DTYPE(args.dtype, T, import_tail<T>(args, i, header + LLAMBA_CURSOR_HEADER));
+    }
+  });
+  return LLAMBA_OK;
+}
+
+}  // namespace
+}  // namespace llamba
+
+extern "C" int llamba_state_import_cpu(const llamba_state_import_args* args) {
+  LLAMBA_CHECK_SIZE(llamba::kOp, args);
+  return llamba::state_import(*args);
+}

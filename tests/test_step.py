@@ -1,0 +1,157 @@
+"""The whole step of a small hybrid: failures, rollbacks, copies and saved states leave no trace in the bits."""
+
+import random
+
+import pytest
+import torch
+from helpers import assert_bitwise
+
+from llamba_kernels.cache import DecodeCache, Session
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
+from llamba_kernels.models.step import StepModel
+
+VOCAB = 50
+LAYERS = ["mamba2", "attention", "mamba2", "mamba2"]
+
+
+def make_model(dtype=torch.float32):
+    torch.manual_seed(0)
+    config = LlambaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=len(LAYERS),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        layers=LAYERS,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    return LlambaForCausalLM(config).eval().to(dtype)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def make_step(model, nslots=1, session=None, checkpoint_dtype=torch.float32):
+    session = session or Session(max_window=4, fold_every=2)
+    cache = DecodeCache(model.config, 256, session, nslots, model.dtype, checkpoint_dtype)
+    for layer in cache.layers:  # nothing that was not written may be read
+        for buffer in vars(layer).values():
+            buffer.fill_(float("nan"))
+    return StepModel(model, cache)
+
+
+def decode(step, slot, tokens, window):
+    """Logits of tokens fed in steps of `window`, all accepted."""
+    logits = []
+    for chunk in tokens.split(window):
+        step.cache.cursor.begin(int32(slot), int32(len(chunk)))
+        logits.append(step(int32(slot), chunk.unsqueeze(0))[0])
+        step.cache.cursor.commit(int32(slot), int32(len(chunk)))
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", range(len(LAYERS)))
+def test_a_step_that_fails_after_any_layer(model, failing, error, monkeypatch):
+    """Its slots are refused until they are reset; then, as others all along, they decode with a fresh cache's bits."""
+    prompt, tokens = torch.randint(VOCAB, (2, 9)), torch.randint(VOCAB, (2, 12))
+    step, fresh = make_step(model, 3), make_step(model, 3)
+    for each in (step, fresh):
+        for slot in (0, 1):
+            each.cache.prefill(model, slot, prompt[slot])
+    expected = [decode(fresh, slot, tokens[slot], 3) for slot in (0, 1)]
+    decode(step, 0, tokens[0, :6], 3)  # slot 0 is some steps in, and folds in the step that fails
+
+    calls, mlp = [], StepModel._mlp
+
+    def failing_mlp(self, *arguments):
+        calls.append(None)
+        if len(calls) == failing + 1:
+            raise error("the machine said no")
+        return mlp(self, *arguments)
+
+    monkeypatch.setattr(StepModel, "_mlp", failing_mlp)
+    cursor = step.cache.cursor
+    cursor.begin(int32(0, 2), int32(3, 2))
+    assert int(cursor.table[0, 2]) > 0
+    with pytest.raises(error, match="the machine said no"):
+        step(int32(0, 2), torch.randint(VOCAB, (2, 3)))
+    monkeypatch.undo()
+    for slot in (0, 2):
+        with pytest.raises(ValueError, match=rf"^cursor_begin: slot {slot} must have no open step "):
+            cursor.begin(int32(slot), int32(1))
+    assert_bitwise(decode(step, 1, tokens[1], 3), expected[1])  # a slot outside that step
+    cursor.reset(int32(0, 2))
+    for slot in (0, 2):
+        step.cache.prefill(model, slot, prompt[0])
+        assert_bitwise(decode(step, slot, tokens[0], 3), expected[0])
+
+
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+]
+
+
+@pytest.mark.parametrize("dtype, checkpoint_dtype", DTYPES, ids=str)
+def test_logits_do_not_depend_on_windows_and_rejections(dtype, checkpoint_dtype):
+    """Random windows, acceptance, rollbacks against one token at a time, from one prefill: all logits bit for bit."""
+    model, rng = make_model(dtype), random.Random(0)
+    prompt, tokens = torch.randint(VOCAB, (7,)), torch.randint(VOCAB, (200,))
+    session = Session(max_window=5, fold_every=3, max_rollback=4)
+    plain, walk = (make_step(model, session=session, checkpoint_dtype=checkpoint_dtype) for _ in range(2))
+    for each in (plain, walk):
+        each.cache.prefill(model, 0, prompt)
+    expected = decode(plain, 0, tokens, 1)
+    cursor, position = walk.cache.cursor, 0
+    for _ in range(150):
+        window = rng.randint(1, 5)
+        right = rng.randint(0, window)  # the first tokens are the sequence's, the others are wrong drafts
+        step_tokens = tokens[position : position + window].clone()
+        step_tokens[right:] = (step_tokens[right:] + 1) % VOCAB
+        cursor.begin(int32(0), int32(window))
+        logits = walk(int32(0), step_tokens.unsqueeze(0))[0]
+        accepted = rng.randint(0, right)
+        cursor.commit(int32(0), int32(accepted))
+        assert_bitwise(logits[:right], expected[position : position + right])
+        position += accepted
+        n = rng.choice([0, 0, 0, rng.randint(0, min(4, int(cursor.table[0, 1])))])
+        n = min(n, position)
+        cursor.rollback(int32(0), int32(n))
+        position -= n
+    assert position > 40
+
+
+def test_copies_and_saved_states_decode_alike(model):
+    prompt, tokens, other = torch.randint(VOCAB, (5,)), torch.randint(VOCAB, (23,)), torch.randint(VOCAB, (9,))
+    step = make_step(model, 4, Session(max_window=4, fold_every=4, max_rollback=2))
+    step.cache.prefill(model, 0, prompt)
+    step.cache.prefill(model, 3, other)
+    decode(step, 0, tokens[:7], 4)
+    saved = step.materialize(0)
+    step.cache.slot_copy(int32(0, 0), int32(1, 3))
+    bystander = [buffer[2].clone() for layer in step.cache.layers for buffer in vars(layer).values()]
+    expected = decode(step, 0, tokens[7:], 1)
+    for slot in (1, 3):
+        assert_bitwise(decode(step, slot, tokens[7:], 4), expected)
+    elsewhere = make_step(model, 2, Session(max_window=3))
+    elsewhere.cache.state_import(1, saved)
+    assert_bitwise(decode(elsewhere, 1, tokens[7:], 3), expected)
+    after = [buffer[2] for layer in step.cache.layers for buffer in vars(layer).values()]
+    for old, new in zip(bystander, after, strict=True):
+        assert_bitwise(new, old)
+    small = DecodeCache(model.config, 4, Session())
+    with pytest.raises(ValueError, match=r"^state_import: saved must have at most max_tokens = 4 tokens; got 12$"):
+        small.state_import(0, saved)
