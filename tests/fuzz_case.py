@@ -37,6 +37,9 @@ def require(condition, rule):
 
 
 def stored(value, dtype):
-    """The error of rounding once to dtype; below its normal numbers (fp32's, where the kernels end) an absolute one."""
+    """The error of rounding once to dtype: absolute below its normal numbers (fp32's, where the kernels end), and any
+    where the largest number is near.
+    """
     info = torch.finfo(dtype)
-    return info.eps / 2 * value.abs() + max(info.eps * info.tiny, 2.0**-126)
+    error = info.eps / 2 * value.abs() + max(info.eps * info.tiny, 2.0**-126)
+    return error.where(value.abs() < info.max / 2, torch.inf)

@@ -4,7 +4,7 @@ from unittest import mock
 
 import torch
 from fuzz_arguments import is_plain
-from fuzz_case import NAN, ROUNDING, Op, require, stored
+from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, stored
 from fuzz_cursor import change_header, draw_cursor, listed_slots, unpacked
 
 import python_ref.mamba2_verify
@@ -17,7 +17,7 @@ HEADS = (dict(), dict(B_heads=None, C_heads=None), dict(x_heads=1), dict(x_heads
 def draw_mamba2_verify(draw):
     refs, cursor, slots, constants = draw_cursor(draw, is_open=True)
     nslots, batch, width, capacity = len(refs), len(slots), constants["width"], refs[0].capacity
-    nheads, headdim, dtype = draw.randint(1, 4), draw.size(1, 33), draw.choice((torch.float32, torch.bfloat16))
+    nheads, headdim, dtype = draw.randint(1, 4), draw.size(1, 33), draw.choice(FLOATING)
     dstate = 16 * draw.choice((1, 1, 2, 3, 4, 5, 8, 16))
     heads = {name: heads or nheads for name, heads in draw.choice(HEADS).items()}
     bias = draw.random() < 0.5
@@ -25,7 +25,7 @@ def draw_mamba2_verify(draw):
     # what no step may read: free rows, checkpoints of fresh slots, tokens beyond ntokens
     rows = torch.full((nslots, capacity, layer.conv_dim), NAN, dtype=dtype)
     dt_rows = torch.full((nslots, capacity, nheads), NAN, dtype=dtype)
-    checkpoint = torch.full((nslots, nheads, headdim, dstate), NAN)
+    checkpoint = torch.full((nslots, nheads, headdim, dstate), NAN, dtype=draw.choice((torch.float32, *FLOATING)))
     for slot, ref in enumerate(refs):
         used = [row for row in ref.tail + ref.live if row >= 0]
         rows[slot, used], dt_rows[slot, used] = layer.tokens(len(used))
@@ -46,13 +46,23 @@ def draw_mamba2_verify(draw):
         cursor=cursor,
         slots=slots,
         **layer.heads,
+        parents=draw.maybe(draw_trees(draw, counts, max_ntokens)),
+        fold_every=constants["fold_every"],
         out=draw.maybe(torch.full((batch, max_ntokens, nheads, headdim), NAN, dtype=dtype)),
     )
 
 
+def draw_trees(draw, counts, max_ntokens):
+    """Each token follows any earlier one, or the committed tokens; beyond the counts no token is named."""
+    parents = torch.full((len(counts), max_ntokens), 2**31 - 1, dtype=torch.int32)
+    for i, count in enumerate(counts):
+        parents[i, :count] = torch.tensor([draw.randrange(-1, token) for token in range(count)], dtype=torch.int32)
+    return parents
+
+
 def drop_last_token(arguments, draw):
     """From all that have one: the longest step no longer fits."""
-    given = [name for name in ("xBC", "dt", "out") if arguments[name] is not None]
+    given = [name for name in ("xBC", "dt", "parents", "out") if arguments[name] is not None]
     if any(not is_plain(arguments[name]) or arguments[name].dim() < 2 for name in given):
         return None
     for name in given:
@@ -63,27 +73,34 @@ def drop_last_token(arguments, draw):
 def expect_mamba2_verify(out, **a):
     """x, B and C may each be one unit of the activation dtype off (rounded to the other side), relative to the sum of
     absolute values of their products; in fp32 every token adds some roundings, and conv adds its own to each channel:
-    those of its summands, which are about 2 or, if the weights are strange, an eighth of the largest possible sum. The
-    sums of absolute values come from the reference itself, run on absolute values.
+    those of its summands, which are about 2 or, if the weights are strange, an eighth of the largest possible sum. A
+    16-bit state may be a unit off wherever it is rounded. The sums of absolute values come from the reference itself,
+    run on absolute values.
     """
     xBC, checkpoint, cursor, width = a["xBC"], a["checkpoint"], a["cursor"], a["conv_weight"].shape[1]
-    require(xBC.is_floating_point() and checkpoint.dtype == torch.float32, "dtypes")
+    parents, fold_every = a["parents"], a["fold_every"]
+    require({xBC.dtype, checkpoint.dtype} <= set(FLOATING) and fold_every >= 1, "dtypes; fold_every is positive")
+    require(parents is None or parents.dtype == torch.int32 and parents.shape == xBC.shape[:2], "parents fits xBC")
     require(cursor.shape[0] == checkpoint.shape[0] and a["slots"].shape == xBC.shape[:1], "cursor and slots fit")
     folded = torch.zeros(checkpoint.shape[0], dtype=torch.bool)
-    for _, slot in listed_slots(cursor, a["slots"]):
+    for i, slot in listed_slots(cursor, a["slots"]):
         ref = unpacked(cursor, slot, width)
         require(0 < ref.ntokens <= xBC.shape[1], "an open step that xBC holds")
+        if parents is not None:
+            require(all(-1 <= p < t for t, p in enumerate(parents[i, : ref.ntokens].tolist())), "parents come before")
         folded[slot] = ref.fold > 0
     values, after = run_mamba2_verify(a, lambda part: part)
     products, products_after = run_mamba2_verify(a, torch.abs)
     weight, inputs, bias = (largest(a[name]) for name in ("conv_weight", "xBC", "conv_bias"))
     conv = max(2, (width * weight * max(inputs, largest(a["rows"])) + bias) / 8)
     summands, summands_after = run_mamba2_verify(a, lambda part: part.abs() + conv)
-    unit, fp32 = torch.finfo(xBC.dtype).eps, (64 + 16 * cursor.shape[1]) * ROUNDING
-    state_error = 3 * unit * products_after["checkpoint"] + fp32 * summands_after["checkpoint"]
+    units, fp32 = 3 * torch.finfo(xBC.dtype).eps, (64 + 16 * cursor.shape[1]) * ROUNDING
+    if checkpoint.dtype != torch.float32:
+        units += (cursor.shape[1] // fold_every + 1) * torch.finfo(checkpoint.dtype).eps
+    state_error = units * products_after["checkpoint"] + fp32 * summands_after["checkpoint"]
     state_error += stored(after["checkpoint"], checkpoint.dtype)
     return {
-        "out": (values, 3 * unit * products + fp32 * summands + stored(values, xBC.dtype)),
+        "out": (values, units * products + fp32 * summands + stored(values, xBC.dtype)),
         "checkpoint": (after["checkpoint"], state_error * folded[:, None, None, None]),
         "rows": (after["rows"], 0),
         "dt_rows": (after["dt_rows"], 0),
@@ -101,9 +118,11 @@ def run_mamba2_verify(arguments, change):
     """The reference's result, and its arguments afterwards; `change` is applied to x, B, C after conv, and to state."""
     a = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
     absolute = change(torch.tensor(-1.0)) > 0
-    a["checkpoint"] = a["checkpoint"].double().abs() if absolute else a["checkpoint"].double()
-    if absolute and a["D"] is not None:
-        a["D"] = a["D"].abs()
+    if absolute:
+        a["checkpoint"] = a["checkpoint"].double().abs()
+        a["D"] = None if a["D"] is None else a["D"].abs()
+    elif a["checkpoint"].dtype == torch.float32:
+        a["checkpoint"] = a["checkpoint"].double()  # the value before it is stored
     module = python_ref.mamba2_verify
     split = module.split_heads
     with mock.patch.object(module, "split_heads", lambda *args: [change(part) for part in split(*args)]):
