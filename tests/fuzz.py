@@ -15,12 +15,14 @@ import warnings
 from collections import Counter
 
 import torch
-from fuzz_arguments import Draw, embed, mutate
+from fuzz_arguments import Draw, embed, is_plain, mutate
 from fuzz_ops import OPS
 from helpers import assert_bitwise
 
 import llamba_kernels
 from llamba_kernels._load import native
+
+VIOLATED = 3  # the child's exit status; AddressSanitizer and Python have 1
 
 
 class Violation(Exception):
@@ -34,9 +36,8 @@ def memory_of(value):
 
 def storages(arguments):
     """The arguments' storages by address; sparse tensors and other devices are left out."""
-    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
-    on_cpu = [value for value in tensors if value.device.type == "cpu" and value.layout is torch.strided]
-    return {value.untyped_storage().data_ptr(): memory_of(value.detach()) for value in on_cpu}
+    plain = [value.detach() for value in arguments.values() if is_plain(value)]
+    return {value.untyped_storage().data_ptr(): memory_of(value) for value in plain}
 
 
 def bytes_of(value):
@@ -112,6 +113,8 @@ def check_call(op, arguments, is_valid):
     except Exception as error:
         raise Violation(f"accepted what the reference cannot take ({type(error).__name__}: {error})") from None
     for name, pair in expected.items():
+        if name in returned and name in given and returned[name] is not given[name]:
+            raise Violation(f"returned another tensor than the given {name}")
         check_values(name, returned.get(name, arguments.get(name)), pair)
     check_unchanged(before, storages(given), [given[name] for name in op.written if name in given])
     return True
@@ -129,7 +132,7 @@ def draw_call(seed, index, only=None):
     sources = [name for name in op.in_place if arguments[name] is not None]
     if sources and draw.random() < 0.2:
         arguments["out"] = arguments[draw.choice(sources)]
-    damage = [mutate(arguments, draw) for _ in range(draw.choice((0, 0, 0, 1, 1, 2)))]
+    damage = [mutate(arguments, draw, op.mutations) for _ in range(draw.choice((0, 0, 0, 1, 1, 2)))]
     return op, arguments, damage
 
 
@@ -193,11 +196,11 @@ def main():
             )
         except Violation as violation:
             print(violation, flush=True)
-            os._exit(1)
+            os._exit(VIOLATED)
         print(f"{table_text(*counters)}\n{time.monotonic() - start:.0f} s, no violation", flush=True)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, 1):
+    if status not in (0, VIOLATED):
         index = int.from_bytes(current[:8], "big")
         print(f"the process ended with status {status}\n{how_to_repeat(options.seed, index, options.op)}")
     return 1 if status else 0

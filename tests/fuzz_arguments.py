@@ -59,11 +59,14 @@ def embed(tensor, draw, any_strides=False):
 # ---- mutations: each changes one argument or two in place and says what it did, or finds nothing to change ----
 
 
+def is_plain(value):
+    """A strided tensor on the CPU."""
+    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.layout is torch.strided
+
+
 def _tensors(arguments, draw, accepts=lambda tensor: True):
-    """Names of tensors on the CPU, in random order."""
-    names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
-    names = [n for n in names if arguments[n].device.type == "cpu" and arguments[n].layout is torch.strided]
-    names = [name for name in names if accepts(arguments[name])]
+    """Names of plain tensors, in random order."""
+    names = [name for name, value in arguments.items() if is_plain(value) and accepts(value)]
     return draw.sample(names, len(names))
 
 
@@ -214,8 +217,8 @@ MUTATIONS = (
 )
 
 
-def mutate(arguments, draw):
-    """One random mutation that finds something to change; says what it did."""
-    while (done := draw.choice(MUTATIONS)(arguments, draw)) is None:
+def mutate(arguments, draw, of_the_op=()):
+    """One random mutation that finds something to change, often one of the operator's own; says what it did."""
+    while (done := draw.choice(MUTATIONS + 4 * of_the_op)(arguments, draw)) is None:
         pass
     return done

@@ -9,7 +9,8 @@ import fuzz
 import pytest
 import torch
 from fuzz_arguments import Draw, embed
-from fuzz_ops import OPS, Op
+from fuzz_case import Op
+from fuzz_ops import OPS
 
 from llamba_kernels import ops
 

@@ -109,6 +109,7 @@ void Mamba2Plan::add_branches(const int32_t* parents, Mamba2Sequence* sequence, 
 }
 
 void mamba2_run(const llamba_mamba2_verify_args& args, const Mamba2Sequence* sequences, int64_t count) {
+  if (count == 0) return;  // padding only
   const int64_t blocks = int64_t{args.nheads} * ((args.headdim + kBlock - 1) / kBlock);
   int64_t tokens = 0, floats = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -116,7 +117,7 @@ void mamba2_run(const llamba_mamba2_verify_args& args, const Mamba2Sequence* seq
     const int64_t needed = scratch_floats(args, sequences[i]);
     if (needed > floats) floats = needed;
   }
-  const int64_t elements_per_block = (tokens + count) * kBlock * args.dstate / (count > 0 ? count : 1);
+  const int64_t elements_per_block = (tokens + count) * kBlock * args.dstate / count;
   parallel_for(0, count * blocks, kElementsPerPiece / elements_per_block + 1, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<float> scratch;  // kept between calls: a step allocates nothing
     if (static_cast<int64_t>(scratch.size()) < floats + 16) scratch.resize(floats + 16);
