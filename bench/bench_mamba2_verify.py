@@ -22,12 +22,14 @@ SHAPES = {
     "h80 d64 n128": dict(nheads=80, headdim=64, dstate=128),
 }
 STEPS = [(1, 1, 1), (4, 3, 1), (4, 4, 1), (8, 4, 1), (4, 3, 4)]  # tokens, accepted, fold_every
+DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
 SLOT = torch.zeros(1, dtype=torch.int32)
 
 
-def steady_layer(shape, dtype, ntokens, accepted, fold_every):
+def steady_layer(shape, dtype, checkpoint_dtype, ntokens, accepted, fold_every):
     """A layer with an open step, some steps in, and that step's tokens."""
-    layer = make_mamba2_layer(1, **shape, dtype=dtype, session=Session(max_window=8, fold_every=fold_every))
+    session = Session(max_window=8, fold_every=fold_every)
+    layer = make_mamba2_layer(1, **shape, dtype=dtype, checkpoint_dtype=checkpoint_dtype, session=session)
     count, kept = (torch.tensor([value], dtype=torch.int32) for value in (ntokens, accepted))
     xBC, dt = layer.tokens(1, ntokens)
     for _ in range(6):
@@ -53,25 +55,24 @@ def eager_steps(layer, xBC, dt):
     return outs
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype, checkpoint_dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("ntokens, accepted, fold_every", STEPS)
 @pytest.mark.parametrize("shape", SHAPES)
-def bench_mamba2_verify(row, shape, ntokens, accepted, fold_every, dtype):
-    layer, xBC, dt = steady_layer(SHAPES[shape], dtype, ntokens, accepted, fold_every)
+def bench_mamba2_verify(row, shape, ntokens, accepted, fold_every, dtype, checkpoint_dtype):
+    layer, xBC, dt = steady_layer(SHAPES[shape], dtype, checkpoint_dtype, ntokens, accepted, fold_every)
     live, fold = layer.cursor.table[0, 1:3].tolist()
     out = torch.empty(1, ntokens, *layer.checkpoint.shape[1:3], dtype=dtype)
 
     def check():
-        reference = mamba2_verify_ref(
-            *(t.clone() if torch.is_tensor(t) else t for t in layer.arguments(xBC, dt, SLOT)), **layer.heads
-        )
+        arguments = (t.clone() if torch.is_tensor(t) else t for t in layer.arguments(xBC, dt, SLOT))
+        reference = mamba2_verify_ref(*arguments, **layer.heads, fold_every=fold_every)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(layer.verify(xBC, dt, SLOT).double(), reference, rtol=tolerance, atol=tolerance)
 
     row_bytes = (live + 2 * ntokens) * (layer.conv_dim + layer.nheads) * xBC.element_size()  # new tokens: read, stored
     state_bytes = layer.checkpoint.nbytes * (2 if fold else 1)
     row(
-        f"{shape}, {str(dtype)[6:]}, {ntokens} tokens, {accepted} accepted, W {fold_every}: live {live} fold {fold}",
+        f"{shape}, {str(dtype)[6:]}, state {str(checkpoint_dtype)[6:]}, {ntokens} tokens, {accepted} accepted, W {fold_every}: live {live} fold {fold}",
         lambda each: each.verify(xBC, dt, SLOT, out=out),
         lambda each: eager_steps(each, xBC, dt),
         cold_copies(lambda: copy.deepcopy(layer), layer.checkpoint.nbytes),

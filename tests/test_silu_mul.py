@@ -50,11 +50,13 @@ def test_reference_against_torch():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_values(dtype):
     """Gates wide open and shut, zeros and infinities."""
-    gate = torch.tensor([200.0, -200.0, 0.0, -0.0, torch.inf, torch.nan, 1e-30, 3.0], dtype=dtype)
-    up = torch.tensor([2.0, 2.0, 5.0, 5.0, 1.0, 1.0, 1.0, torch.nan], dtype=dtype)
+    least = torch.finfo(dtype).min
+    gate = torch.tensor([200.0, -200.0, 0.0, -0.0, torch.inf, torch.nan, 1e-30, 3.0, least], dtype=dtype)
+    up = torch.tensor([2.0, 2.0, 5.0, 5.0, 1.0, 1.0, 1.0, torch.nan, 1.0], dtype=dtype)
     out = silu_mul(gate, up)
     assert out[0] == 400 and out[1].abs() <= 1e-30 and out[2:4].tolist() == [0.0, 0.0]
     assert out[4] == torch.inf and out[5].isnan() and out[6].abs() <= 1e-30 and out[7].isnan()
+    assert out[8].abs() <= 1e-30
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -412,10 +412,10 @@ LLAMBA_INLINE vec16 softplus(vec16 x) {
   return result;
 }
 
-// x * sigmoid(x)
+// x * sigmoid(x). exp ends at its clamp, 2.4e38: below -100 the quotient must not grow with x again.
 LLAMBA_INLINE vec16 silu(vec16 x) {
   const vec16 one = broadcast(1.0f);
-  return div(x, add(one, exp(mul(broadcast(-1.0f), x))));
+  return div(max(broadcast(-100.0f), x), add(one, exp(mul(broadcast(-1.0f), x))));
 }
 
 #undef LLAMBA_EACH_PART
