@@ -51,7 +51,7 @@ def eager_steps(layer, xBC, dt):
         x, B, C = (part.float() for part in split_heads(conv, *sizes, **heads))
         step = softplus(dt[0, t].float() + p["dt_bias"])
         state.mul_(torch.exp(step * p["A"])[:, None, None]).add_((step[:, None] * x)[:, :, None] * B[:, None, :])
-        outs.append(((state @ C[:, :, None]).squeeze(-1) + p["D"][:, None] * x).to(xBC.dtype))
+        outs.append(((state.float() @ C[:, :, None]).squeeze(-1) + p["D"][:, None] * x).to(xBC.dtype))
     return outs
 
 

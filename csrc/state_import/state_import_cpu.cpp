@@ -1,3 +1,4 @@
+#include "common/cpu_isa.h"
 #include "common/dtype.h"
 #include "common/parallel.h"
 #include "cursor/cursor_check.h"
@@ -5,6 +6,10 @@
 #include "cursor/cursor_slots.h"
 
 namespace llamba {
+
+// The state of one head of batch entry i.
+LLAMBA_DECLARE_ISA(void state_import_head(const llamba_state_import_args& args, int32_t i, int32_t head))
+
 namespace {
 
 constexpr const char* kOp = "state_import";
@@ -36,17 +41,6 @@ int check(const llamba_state_import_args& args) {
   return status;
 }
 
-template <typename S>
-void import_head(const llamba_state_import_args& args, int32_t i, int32_t head) {
-  for (int32_t dim = 0; dim < args.headdim; ++dim) {
-    const float* from =
-        args.state + i * args.state_stride_batch + head * args.state_stride_head + dim * args.state_stride_dim;
-    S* to = static_cast<S*>(args.checkpoint) + args.slots[i] * args.checkpoint_stride_slot +
-            head * args.checkpoint_stride_head + dim * args.checkpoint_stride_dim;
-    for (int32_t n = 0; n < args.dstate; ++n) from_float(from[n], to + n);
-  }
-}
-
 template <typename T>
 void import_tail(const llamba_state_import_args& args, int32_t i, const int32_t* table) {
   for (int32_t t = 0; t + 1 < args.cursor.width; ++t) {
@@ -68,7 +62,7 @@ int state_import(const llamba_state_import_args& args) {
       if (args.slots[i] < 0) continue;
       const int32_t* header = args.cursor.data + args.slots[i] * args.cursor.slot_stride;
       if (header[kPosition] == 0) continue;  // fresh: nothing to keep
-      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, import_head<S>(args, i, head));
+      LLAMBA_CALL_ISA(state_import_head, args, i, head);
       if (head == 0) LLAMBA_SWITCH_DTYPE(args.dtype, T, import_tail<T>(args, i, header + LLAMBA_CURSOR_HEADER));
     }
   });
