@@ -6,6 +6,7 @@ stock decoding makes, written for this comparison (eager_mamba2_step.cpp), and v
 """
 
 import copy
+import functools
 import statistics
 import time
 
@@ -17,6 +18,7 @@ from peers import vllm
 
 from llamba_kernels.cache import Session
 from llamba_kernels.fold import choose_fold_every
+from llamba_kernels.ops import mamba2_verify
 from llamba_kernels.testing import make_mamba2_layer
 
 NLAYERS, STEPS, MAX_WINDOW = 24, 48, 4
@@ -34,20 +36,22 @@ class Verify:
     def __init__(self, layer, ntokens, accepted, fold_every):
         session = Session(max_window=MAX_WINDOW, fold_every=fold_every)
         first = make_mamba2_layer(1, **layer, session=session)
-        self.layers = [copy.copy(first) for _ in range(NLAYERS)]
-        for each in self.layers:
+        self.cursor, tokens = first.cursor, first.tokens(1, ntokens)
+        self.counts = [torch.tensor([value], dtype=torch.int32) for value in (ntokens, accepted)]
+        options = first.heads | {"fold_every": fold_every}
+        options["out"] = torch.empty(1, ntokens, *first.checkpoint.shape[1:3])
+        self.layers = []
+        for _ in range(NLAYERS):
+            each = copy.copy(first)
             for name in ("checkpoint", "rows", "dt_rows"):
                 setattr(each, name, getattr(first, name).clone())
-        self.cursor = first.cursor
-        self.tokens = first.tokens(1, ntokens)
-        self.counts = [torch.tensor([value], dtype=torch.int32) for value in (ntokens, accepted)]
-        self.out = torch.empty(1, ntokens, *first.checkpoint.shape[1:3])
+            self.layers.append(functools.partial(mamba2_verify, *each.arguments(*tokens, SLOT), **options))
         for _ in range(8):  # past the first folds
             self()
 
     def __call__(self):
         self.cursor.begin(SLOT, self.counts[0])
-        times = [timed(layer.verify, *self.tokens, SLOT, self.out) for layer in self.layers]
+        times = [timed(layer) for layer in self.layers]
         self.cursor.commit(SLOT, self.counts[1])
         return times
 

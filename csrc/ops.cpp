@@ -20,11 +20,11 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
-      "Tensor? parents, Tensor(d!) out, int x_heads, int B_heads, int C_heads, int fold_every) -> ()");
+      "int x_heads, int B_heads, int C_heads, int fold_every, Tensor? parents, Tensor(d!) out) -> ()");
   m.def(
       "materialize(Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? dt_bias, Tensor checkpoint, Tensor rows, "
-      "Tensor dt_rows, Tensor cursor, Tensor slots, Tensor(a!) state, Tensor(b!) tail, int x_heads, int B_heads, "
-      "int C_heads, int fold_every) -> ()");
+      "Tensor dt_rows, Tensor cursor, Tensor slots, int x_heads, int B_heads, int C_heads, int fold_every, "
+      "Tensor(a!) state, Tensor(b!) tail) -> ()");
   m.def(
       "state_import(Tensor state, Tensor tail, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor cursor, Tensor slots) "
       "-> ()");

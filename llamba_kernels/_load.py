@@ -26,7 +26,7 @@ native = ctypes.CDLL(str(_FILE))
 for _name in ("llamba_op_error", "llamba_isa_cpu", "llamba_cuda_archs", "llamba_cuda_problem"):
     getattr(native, _name).restype = ctypes.c_char_p
 
-_ERRORS = {1: ValueError, 2: TypeError}  # llamba_status in csrc/include/llamba.h
+_ERRORS = {1: ValueError, 2: TypeError, 4: MemoryError}  # llamba_status in csrc/include/llamba.h
 
 
 _IMPLEMENTATIONS = torch.library.Library("llamba", "IMPL")

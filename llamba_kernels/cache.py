@@ -73,7 +73,7 @@ class Cursor:
 
 @dataclass
 class Mamba2Buffers:
-    checkpoint: Tensor  # [nslots, nheads, headdim, dstate] fp32
+    checkpoint: Tensor  # [nslots, nheads, headdim, dstate] fp32, bf16 or fp16
     rows: Tensor  # [nslots, capacity, conv_dim] raw xBC of in_proj
     dt_rows: Tensor  # [nslots, capacity, nheads] raw dt of in_proj
 
@@ -141,9 +141,8 @@ class DecodeCache:
     @torch.inference_mode()
     def prefill(self, model, slot: int, prompt: Tensor) -> Tensor:
         """Run a prompt, (P,) int64, into `slot`. Returns the logits after its last token, (vocab,)."""
-        nslots, length = self.cursor.table.shape[0], prompt.shape[0]
-        if not 0 <= slot < nslots:
-            raise ValueError(f"prefill: slot must be 0 to {nslots - 1}; got {slot}")
+        length = prompt.shape[0]
+        self.check_slot("prefill", slot)
         if not 1 <= length <= self.max_tokens:
             raise ValueError(f"prefill: prompt must have 1 to max_tokens = {self.max_tokens} tokens; got {length}")
         slots = torch.tensor([slot], dtype=torch.int32)
@@ -169,6 +168,11 @@ class DecodeCache:
         Decoding goes on with the bits it would have had, if the checkpoints are float32 or the saved position is a
         multiple of fold_every; what is before that position cannot be rolled back.
         """
+        self.check_slot("state_import", slot)
+        if len(saved.layers) != len(self.layers):
+            raise ValueError(
+                f"state_import: saved must have the model's {len(self.layers)} layers; got {len(saved.layers)}"
+            )
         if saved.position > self.max_tokens:
             raise ValueError(
                 f"state_import: saved must have at most max_tokens = {self.max_tokens} tokens; got {saved.position}"
@@ -176,13 +180,31 @@ class DecodeCache:
         slots, constants = torch.tensor([slot], dtype=torch.int32), self.cursor.constants
         position = torch.tensor([saved.position], dtype=torch.int32)
         ops.cursor_reset(self.cursor.table, slots, position, **(constants | {"fold_every": 1, "max_rollback": 0}))
-        for buffers, (first, second) in zip(self.layers, saved.layers, strict=True):
-            if isinstance(buffers, Mamba2Buffers):
-                state, tail = first.unsqueeze(0), second.unsqueeze(0)
-                ops.state_import(state, tail, buffers.checkpoint, buffers.rows, self.cursor.table, slots)
-            else:
-                buffers.k[slot, :, : saved.position] = first
-                buffers.v[slot, :, : saved.position] = second
+        try:
+            for buffers, layer in zip(self.layers, saved.layers, strict=True):
+                self._import_layer(buffers, slots, saved.position, *layer)
+        except BaseException:
+            self.cursor.reset(slots)  # not a mix of two sequences: fresh
+            raise
+
+    def _import_layer(self, buffers, slots: Tensor, position: int, first: Tensor, second: Tensor) -> None:
+        if isinstance(buffers, Mamba2Buffers):
+            state, tail = first.unsqueeze(0), second.unsqueeze(0)
+            ops.state_import(state, tail, buffers.checkpoint, buffers.rows, self.cursor.table, slots)
+            return
+        for name, cache, kept in (("k", buffers.k, first), ("v", buffers.v, second)):
+            rows = cache[int(slots), :, :position]
+            if kept.shape != rows.shape or kept.dtype != rows.dtype:
+                raise ValueError(
+                    f"state_import: saved {name} must be {tuple(rows.shape)} of {rows.dtype}; "
+                    f"got {tuple(kept.shape)} of {kept.dtype}"
+                )
+            rows.copy_(kept)
+
+    def check_slot(self, op: str, slot: int) -> None:
+        nslots = self.cursor.table.shape[0]
+        if not 0 <= slot < nslots:
+            raise ValueError(f"{op}: slot must be 0 to {nslots - 1}; got {slot}")
 
 
 def fold_every_for(config: LlambaConfig, max_window: int, nslots: int, checkpoint_dtype: torch.dtype) -> int:

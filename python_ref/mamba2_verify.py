@@ -20,8 +20,8 @@ def mamba2_verify_ref(
     x_heads,
     B_heads,
     C_heads,
-    parents=None,
     fold_every=1,
+    parents=None,
     compute_dtype=torch.float64,
 ):
     """Runs the open step of every slot; argument order and in-place writes as the op.

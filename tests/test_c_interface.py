@@ -11,7 +11,31 @@ import llamba_kernels
 LIBRARY = ctypes.CDLL(str(Path(llamba_kernels.__file__).with_name("libllamba_cpu.so")))
 LIBRARY.llamba_last_error.restype = ctypes.c_char_p
 HEADER = (Path(__file__).parents[1] / "csrc" / "include" / "llamba.h").read_text()
+
+
+class Cursor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("nslots", ctypes.c_int64),
+        ("slot_stride", ctypes.c_int64),
+        ("width", ctypes.c_int32),
+        ("capacity", ctypes.c_int32),
+    ]
+
+
+class SlotBuffer(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("element_size", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("sizes", ctypes.c_int64 * 8),
+        ("strides", ctypes.c_int64 * 8),
+        ("token_dim", ctypes.c_int32),
+    ]
+
+
 TYPES = {
+    "llamba_cursor": Cursor,
     "size_t": ctypes.c_size_t,
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
@@ -33,7 +57,23 @@ def struct_of(op):
     return type(op, (ctypes.Structure,), {"_fields_": fields})
 
 
+CURSOR = Cursor(None, 2, 20, 4, 13)
+LAYER = dict(nheads=1, headdim=1, dstate=16, x_heads=1, B_heads=1, C_heads=1, fold_every=1, cursor=CURSOR)
+BUFFERS = "buffers must have 1 to 8 dimensions, the first of nslots = 2, and a token_dim among the others; got "
+
+
+def buffers(**change):
+    """One buffer [2, 3], with what a C program may get wrong."""
+    good = dict(element_size=4, ndim=2, sizes=(ctypes.c_int64 * 8)(2, 3), token_dim=-1)
+    buffer = SlotBuffer(**(good | change))
+    return dict(nbuffers=1, buffers=ctypes.addressof(buffer), keep=buffer)
+
+
 GOOD = {
+    "mamba2_verify": dict(max_ntokens=1, **LAYER),
+    "materialize": LAYER,
+    "state_import": dict(nheads=1, headdim=1, dstate=1, conv_dim=1, cursor=CURSOR),
+    "slot_copy": dict(cursor=CURSOR, buffer_size=ctypes.sizeof(SlotBuffer)),
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
     "rms_norm": dict(batch=1, ntokens=1, nheads=1, width=8, eps=1e-5),
     "rope": dict(batch=1, ntokens=1, nheads=1, head_dim=8, rotary_dim=8, npositions=1),
@@ -45,6 +85,23 @@ GOOD = {
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
 }
 REFUSED = [
+    ("mamba2_verify", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("mamba2_verify", dict(max_ntokens=0), "max_ntokens must be at least 1; got 0"),
+    ("mamba2_verify", dict(nheads=0), "nheads must be 1 to 16777216; got 0"),
+    ("mamba2_verify", dict(headdim=0), "headdim must be 1 to 16777216; got 0"),
+    ("mamba2_verify", dict(dstate=24), "dstate must be a multiple of 16 up to 256; got 24"),
+    ("mamba2_verify", dict(B_heads=2), "B_heads must divide nheads = 1; got 2"),
+    ("mamba2_verify", dict(fold_every=0), "fold_every must be at least 1; got 0"),
+    ("materialize", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("materialize", dict(dstate=0), "dstate must be a multiple of 16 up to 256; got 0"),
+    ("state_import", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("state_import", dict(conv_dim=0), "conv_dim must be at least 1; got 0"),
+    ("slot_copy", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("slot_copy", dict(buffer_size=8), f"buffer_size must be that of the struct, {ctypes.sizeof(SlotBuffer)}; got 8"),
+    ("slot_copy", buffers(ndim=0), BUFFERS + "ndim 0, element_size 4, token_dim -1 in buffer 0"),
+    ("slot_copy", buffers(ndim=9), BUFFERS + "ndim 9, element_size 4, token_dim -1 in buffer 0"),
+    ("slot_copy", buffers(token_dim=2), BUFFERS + "ndim 2, element_size 4, token_dim 2 in buffer 0"),
+    ("slot_copy", buffers(element_size=0), BUFFERS + "ndim 2, element_size 0, token_dim -1 in buffer 0"),
     ("gated_rms_norm", dict(batch=-1), "batch must be at least 0; got -1"),
     ("gated_rms_norm", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
     ("gated_rms_norm", dict(width=-8), "width must be at least 0; got -8"),
@@ -97,10 +154,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("op, change, sentence", REFUSED, ids=[f"{op} {change}" for op, change, _ in REFUSED])
+@pytest.mark.parametrize("op, change, sentence", REFUSED, ids=[f"{op} {sentence}" for op, _, sentence in REFUSED])
 def test_numbers_that_break_a_rule(op, change, sentence):
     """All pointers are null: a refused call reads and writes nothing."""
     struct = struct_of(op)
-    args = struct(size=ctypes.sizeof(struct), **(GOOD[op] | change))
+    fields = {name: value for name, value in (GOOD[op] | change).items() if name != "keep"}  # a buffer, kept alive
+    args = struct(size=ctypes.sizeof(struct), **fields)
     assert getattr(LIBRARY, f"llamba_{op}_cpu")(ctypes.byref(args)) == 1
     assert LIBRARY.llamba_last_error().decode() == f"{op}: {sentence}"

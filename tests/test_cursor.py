@@ -325,7 +325,9 @@ def test_an_open_step_without_rows_is_refused():
         cursor.begin(int32(0), int32(1))
 
 
-@pytest.mark.parametrize("verb, values", [("reset", "prompt"), ("begin", "ntokens"), ("commit", "accepted")])
+@pytest.mark.parametrize(
+    "verb, values", [("reset", "prompt"), ("begin", "ntokens"), ("commit", "accepted"), ("rollback", "n")]
+)
 def test_values_within_the_cursor_are_refused(verb, values):
     cursor = Cursor(1, Session(3, 2, 1, 4))
     if verb == "commit":

@@ -81,14 +81,16 @@ def attention_outputs(head_dim, dtype):
 
 
 def mamba2_outputs(headdim, dstate, dtype):
-    """Outputs and checkpoint of three steps of two slots; all but the first step fold."""
-    layer = make_mamba2_layer(2, 3, headdim, dstate, dtype=dtype, session=Session(max_window=4))
+    """Outputs and checkpoint of three steps of two slots, chains and a tree; all but the first step fold."""
+    session, state = Session(max_window=4), torch.bfloat16 if dstate == 96 else torch.float32
+    layer = make_mamba2_layer(2, 3, headdim, dstate, dtype=dtype, checkpoint_dtype=state, session=session)
+    tree = torch.tensor([[-1, 0, 0, 1], [-1, -1, 9, 9]], dtype=torch.int32)
     slots, window = torch.arange(2, dtype=torch.int32), torch.tensor([4, 2], dtype=torch.int32)
     results = {}
     for step in range(3):
         layer.cursor.begin(slots, window)
         case = f"mamba2_verify {dtype} headdim {headdim} dstate {dstate} step {step}"
-        results[case] = layer.verify(*layer.tokens(2, 4), slots)
+        results[case] = layer.verify(*layer.tokens(2, 4), slots, parents=tree if step == 1 else None)
         layer.cursor.commit(slots, torch.tensor([4, 1], dtype=torch.int32))
     return results | {f"{case} checkpoint": layer.checkpoint}
 

@@ -332,7 +332,7 @@ def test_refusals_are_one_sentence_and_change_nothing(change, sentence):
     before = [t.clone() for t in (layer.checkpoint, layer.rows, layer.dt_rows, layer.cursor.table)]
     arguments, heads = change(layer.arguments(*layer.tokens(1, 3), int32(0)), layer.heads)
     with pytest.raises((ValueError, TypeError)) as error:
-        mamba2_verify(*arguments, **heads)
+        mamba2_verify(*arguments, **heads, fold_every=4)
     assert str(error.value) == f"mamba2_verify: {sentence}"
     for old, new in zip(before, (layer.checkpoint, layer.rows, layer.dt_rows, layer.cursor.table), strict=True):
         assert_bitwise(new, old)
@@ -384,7 +384,7 @@ def test_parents_that_are_no_tree_are_refused(parents, got):
     before = [t.clone() for t in (layer.checkpoint, layer.rows, layer.dt_rows)]
     with pytest.raises(ValueError) as error:
         layer.verify(*layer.tokens(1, 3), int32(1), parents=int32(*parents).view(1, 3))
-    assert str(error.value) == f"mamba2_verify: parents must be -1 or an earlier token; got {got} of slot 1"
+    assert str(error.value) == f"mamba2_verify: parents must be -1 or an earlier token of the step; got {got} of slot 1"
     for old, new in zip(before, (layer.checkpoint, layer.rows, layer.dt_rows), strict=True):
         assert_bitwise(new, old)
 
@@ -418,5 +418,5 @@ def test_opcheck():
     layer.cursor.begin(int32(0), int32(3))
     out = torch.zeros(1, 3, 8, 64)
     parents = torch.tensor([[-1, 0, 0]], dtype=torch.int32)
-    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), parents, out, *layer.heads.values(), 4)
+    args = (*layer.arguments(*layer.tokens(1, 3), int32(0)), *layer.heads.values(), 4, parents, out)
     torch.library.opcheck(torch.ops.llamba.mamba2_verify.default, args)

@@ -107,10 +107,18 @@ def test_refusals():
     sentence = "materialize: slots must name a slot at most once; got 2 twice"
     assert_refused(ValueError, sentence, materialize, layer, int32(2, 2))
     sentence = "materialize: state must be float32; got float64"
-    out = torch.zeros(1, 6, 24, 48).double(), torch.zeros(1, 3, layer.conv_dim)
+    out, out_state = (torch.zeros(1, 6, 24, 48).double(), torch.zeros(1, 3, layer.conv_dim)), torch.zeros(1, 6, 24, 48)
     assert_refused(TypeError, sentence, materialize, layer, int32(2), out)
     sentence = "materialize: state must share no memory with checkpoint; got one that does"
     assert_refused(TypeError, sentence, materialize, layer, int32(2), (layer.checkpoint[:1], out[1]))
+
+    inputs = list(arguments(layer, int32(2)))
+    sentence = "materialize: state must share no memory with A; got one that does"
+    inputs[2] = out_state[0, 0, 0, :6]
+    call = dict(**layer.heads, fold_every=4, out=(out_state, out[1]))
+    assert_refused(TypeError, sentence, ops.materialize, *inputs, **call)
+    sentence = "materialize: out must be a pair of tensors or None; got Tensor"
+    assert_refused(TypeError, sentence, materialize, layer, int32(2), out_state)
 
     def state_import(state, slots):
         ops.state_import(state, out[1], layer.checkpoint, layer.rows, layer.cursor.table, slots)
@@ -132,7 +140,7 @@ def test_opcheck():
     layer = make_layer()
     state, tail = materialize(layer, int32(2))
     layer.checkpoint.nan_to_num_(), layer.rows.nan_to_num_(), layer.dt_rows.nan_to_num_()
-    args = (*arguments(layer, int32(2)), state, tail, *layer.heads.values(), 4)
+    args = (*arguments(layer, int32(2)), *layer.heads.values(), 4, state, tail)
     torch.library.opcheck(torch.ops.llamba.materialize.default, args)
     ops.cursor_reset(layer.cursor.table, int32(2), int32(5), width=4, max_window=4)
     args = (state, tail, layer.checkpoint, layer.rows, layer.cursor.table, int32(2))

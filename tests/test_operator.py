@@ -1,10 +1,15 @@
 """What torch would trip over before an operator sees it: one sentence from every operator's Python function."""
 
+import inspect
+
 import pytest
 import torch
 from helpers import assert_refused
 
+from llamba_kernels import ops
+from llamba_kernels.cache import Session
 from llamba_kernels.ops import gated_rms_norm, skinny_linear, speculative_accept
+from llamba_kernels.testing import make_mamba2_layer
 
 X, WEIGHT, OUT = torch.ones(2, 8), torch.ones(5, 8), torch.ones(2, 5)
 
@@ -93,3 +98,24 @@ def test_wrong_calls_are_pythons():
         skinny_linear(X)
     with pytest.raises(TypeError, match="unexpected keyword argument 'wieght'"):
         skinny_linear(X, wieght=WEIGHT)
+
+
+def test_arguments_have_one_order_everywhere():
+    """Of the Python function and the schema; outputs last, a pair of them as `out`."""
+    for name in ops.__all__:
+        schema = [argument.name for argument in getattr(torch.ops.llamba, name).default._schema.arguments]
+        parameters = list(inspect.signature(getattr(ops, name)).parameters)
+        if parameters[-1] == "out" and "out" not in schema:
+            parameters, schema = parameters[:-1], schema[:-2]
+        assert parameters == schema, name
+
+
+def test_a_batch_of_padding_alone_is_no_work():
+    layer = make_mamba2_layer(2, 4, 16, 16, session=Session(max_window=2))
+    padding = torch.full((3,), -1, dtype=torch.int32)
+    assert not layer.verify(*layer.tokens(3, 2), padding).any()
+    p = layer.parameters
+    parameters = p["conv_weight"], p["conv_bias"], p["A"], p["dt_bias"]
+    buffers = layer.checkpoint, layer.rows, layer.dt_rows, layer.cursor.table
+    for each in ops.materialize(*parameters, *buffers, padding, **layer.heads, fold_every=1):
+        assert not each.any()

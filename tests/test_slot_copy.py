@@ -107,7 +107,7 @@ REFUSED = {
         int32(1),
         dict(kv=[torch.zeros(4, 2, 12, 8), torch.zeros(4, 2, 8, 8)]),
         ValueError,
-        "kv must hold the 9 tokens of slot 2; got 8 in buffer 1",
+        "kv must hold the 9 tokens of slot 2; got 8 in kv[1]",
     ),
     "overlap": (
         int32(0),

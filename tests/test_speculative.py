@@ -91,8 +91,7 @@ def test_greedy_equals_plain_for_other_stacks(layers, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("hidden_act", ["silu", "gelu"])
 def test_greedy_equals_plain_for_other_activations_and_dtypes(hidden_act, dtype):
-    """Attention only: the Mamba-2 operator has no float16."""
-    model = tiny_model(["attention"] * 3, dtype, hidden_act=hidden_act)
+    model = tiny_model(["attention", "mamba2", "attention"], dtype, hidden_act=hidden_act)
     expected = SpeculativeDecoder(model, window=1).generate(PROMPT, 40).tokens
     draft = ScriptedDraft(expected, 2)
     assert SpeculativeDecoder(model, window=4, draft=draft).generate(PROMPT, 40).tokens == expected

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import assert_bitwise
 
-from llamba_kernels.cache import DecodeCache, Session
+from llamba_kernels.cache import DecodeCache, SavedSlot, Session
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 from llamba_kernels.models.step import StepModel
 
@@ -152,6 +152,21 @@ def test_copies_and_saved_states_decode_alike(model):
     after = [buffer[2] for layer in step.cache.layers for buffer in vars(layer).values()]
     for old, new in zip(bystander, after, strict=True):
         assert_bitwise(new, old)
+    broken = SavedSlot(saved.position, [*saved.layers[:2], (saved.layers[2][0].double(), saved.layers[2][1])])
+    broken.layers.append(saved.layers[3])
+    with pytest.raises(TypeError, match=r"^state_import: state must be float32; got float64$"):
+        elsewhere.cache.state_import(1, broken)
+    assert elsewhere.cache.cursor.position(1) == 0, "a failed import must leave the slot fresh"
+    wrong_kv = [saved.layers[0], tuple(each.double() for each in saved.layers[1]), *saved.layers[2:]]
+    with pytest.raises(
+        ValueError, match=r"^state_import: saved k must be .* of torch.float32; got .* of torch.float64$"
+    ):
+        elsewhere.cache.state_import(1, SavedSlot(saved.position, wrong_kv))
+    with pytest.raises(ValueError, match=r"^state_import: saved must have the model's 4 layers; got 3$"):
+        elsewhere.cache.state_import(1, SavedSlot(saved.position, saved.layers[:3]))
+    for refused in (lambda: elsewhere.cache.state_import(-1, saved), lambda: elsewhere.materialize(2)):
+        with pytest.raises(ValueError, match=r"^(state_import|materialize): slot must be 0 to 1; got (-1|2)$"):
+            refused()
     small = DecodeCache(model.config, 4, Session())
     with pytest.raises(ValueError, match=r"^state_import: saved must have at most max_tokens = 4 tokens; got 12$"):
         small.state_import(0, saved)

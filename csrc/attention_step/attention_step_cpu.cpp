@@ -39,9 +39,8 @@ int check_step(const llamba_attention_step_args& args, int64_t i) {
   const int32_t slot = args.slots[i];
   const int32_t* header = args.cursor + slot * args.cursor_stride_slot;
   const int32_t position = header[kPosition], ntokens = header[kNtokens];
-  if (ntokens <= kNoStep) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: slot %d must have an open step; got none (cursor_begin opens it)", kOp, slot);
-  }
+  const int status = check_open_step(kOp, header, slot);
+  if (status != LLAMBA_OK) return status;
   if (ntokens > args.max_ntokens) {
     return fail(LLAMBA_VALUE_ERROR, "%s: q must hold the open step's %d tokens of slot %d; got %" PRId64, kOp, ntokens,
                 slot, args.max_ntokens);
@@ -50,15 +49,8 @@ int check_step(const llamba_attention_step_args& args, int64_t i) {
     return fail(LLAMBA_VALUE_ERROR, "%s: slot %d must stay within max_tokens = %" PRId64 "; got %d + %d tokens", kOp,
                 slot, args.max_tokens, position, ntokens);
   }
-  for (int32_t token = 0; args.parents && token < ntokens; ++token) {
-    const int32_t parent = args.parents[i * args.parents_stride_batch + token];
-    if (parent < -1 || parent >= token) {
-      return fail(LLAMBA_VALUE_ERROR,
-                  "%s: parents must be -1 or an earlier token of the step; got %d for token %d of slot %d", kOp, parent,
-                  token, slot);
-    }
-  }
-  return LLAMBA_OK;
+  const int32_t* parents = args.parents ? args.parents + i * args.parents_stride_batch : nullptr;
+  return check_parents(kOp, parents, ntokens, slot);
 }
 
 // Depth of every token, and of every token the path from its root to itself: row `token` of [ntokens, ntokens].
@@ -142,7 +134,7 @@ int attention_step(const llamba_attention_step_args& args) {
   sizes.partial = sizes.padded + 16;
 
   sequences.clear();
-  int64_t tree_size = 0, partial_size = 0, tokens = 0, most_tokens = 0;
+  int64_t tree_size = 0, partial_size = 0, tokens = 0, most_tokens = 0, most_chunks = 0;
   for (int64_t i = 0; i < args.batch; ++i) {
     if (args.slots[i] < 0) continue;
     const int32_t* header = args.cursor + args.slots[i] * args.cursor_stride_slot;
@@ -155,6 +147,7 @@ int attention_step(const llamba_attention_step_args& args) {
     sequences.push_back(sequence);
     tokens += sequence.ntokens;
     most_tokens = sequence.ntokens > most_tokens ? sequence.ntokens : most_tokens;
+    most_chunks = sequence.nchunks > most_chunks ? sequence.nchunks : most_chunks;
     tree_size += args.parents ? sequence.ntokens * (sequence.ntokens + 1) : 0;
     partial_size += args.kv_heads * sequence.nchunks * sequence.ntokens * sizes.group * sizes.partial;
   }
@@ -191,7 +184,7 @@ int attention_step(const llamba_attention_step_args& args) {
                           scratch);
         }
       });
-  const int64_t products_per_head = most_tokens * sizes.padded * (args.max_tokens / kChunk + 1);
+  const int64_t products_per_head = most_tokens * sizes.padded * most_chunks;
   for_items(
       sequences, kProductsPerPiece / (products_per_head + 1) + 1, [&](const AttentionSequence&) { return args.nheads; },
       [&](const AttentionSequence& sequence, int64_t begin, int64_t end) {

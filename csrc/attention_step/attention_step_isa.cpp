@@ -5,7 +5,8 @@
 //           in the cache the step put it. Lanes, blocks of 16 and chunks are those of the position
 // Scores    one dot product per (query, key): element d adds to lane d % 16 in order of d, then the lanes' fixed tree
 // Softmax   exact maximum of the chunk; weights exp(score - maximum) add to lane position % 16 in order, then the tree;
-//           values add in order of position, one fused multiply-add each
+//           each block of 16 positions adds its
+//           values from zero, one fused multiply-add each in order of position, and the blocks add up in order
 // Numerics  fp32, one rounding at the end. So the bits of a (token, head) depend on its query and the keys and values on its
 //           path alone: not on the window, the tree around it, the batch or the threads
 #include "attention_step/attention_step_cpu.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cinttypes>
+#include <new>
 
 #include "llamba.h"
 
@@ -9,6 +10,16 @@ namespace llamba {
 
 // Records the sentence and returns `status`, so that a check reads: return fail(LLAMBA_VALUE_ERROR, "...", ...).
 __attribute__((format(printf, 2, 3))) int fail(llamba_status status, const char* format, ...);
+
+// body() of a C function, which must not throw: what its vectors throw becomes a sentence.
+template <typename Body>
+int guarded(const char* op, const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return fail(LLAMBA_MEMORY_ERROR, "%s: memory must suffice for the scratch; got none", op);
+  }
+}
 
 }  // namespace llamba
 

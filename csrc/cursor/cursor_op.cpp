@@ -95,6 +95,7 @@ void cursor_rollback(const Tensor& cursor, const Tensor& slots, const Tensor& n,
   const int64_t batch = slots.size(0);
   args.session = checked_session(kOp, fold_every, max_rollback, max_window);
   CHECK_INDICES(n, slots, batch);
+  CHECK_WRITTEN(cursor, slots, n);
   args.slots = int32_data(slots);
   args.n = int32_data(n);
   args.batch = batch;

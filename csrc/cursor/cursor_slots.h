@@ -57,4 +57,21 @@ inline int check_slot(const char* op, const llamba_cursor& cursor, int32_t slot)
               header[kNtokens]);
 }
 
+inline int check_open_step(const char* op, const int32_t* header, int32_t slot) {
+  if (header[kNtokens] > kNoStep) return LLAMBA_OK;
+  return fail(LLAMBA_VALUE_ERROR, "%s: slot %d must have an open step; got none (cursor_begin opens it)", op, slot);
+}
+
+// parents: [ntokens] of a step's tokens, or nullptr: a chain.
+inline int check_parents(const char* op, const int32_t* parents, int32_t ntokens, int32_t slot) {
+  for (int32_t token = 0; parents && token < ntokens; ++token) {
+    if (parents[token] < -1 || parents[token] >= token) {
+      return fail(LLAMBA_VALUE_ERROR,
+                  "%s: parents must be -1 or an earlier token of the step; got %d for token %d of slot %d", op,
+                  parents[token], token, slot);
+    }
+  }
+  return LLAMBA_OK;
+}
+
 }  // namespace llamba

@@ -15,14 +15,15 @@
 extern "C" {
 #endif
 
-#define LLAMBA_ABI_VERSION 1
+#define LLAMBA_ABI_VERSION 2
 #define LLAMBA_API __attribute__((visibility("default")))
 
 typedef enum {
   LLAMBA_OK = 0,
-  LLAMBA_VALUE_ERROR = 1, /* a size, an index or a slot's state breaks a rule */
-  LLAMBA_TYPE_ERROR = 2,  /* a dtype, a device or a layout breaks a rule */
-  LLAMBA_CUDA_ERROR = 3,  /* the CUDA runtime refused */
+  LLAMBA_VALUE_ERROR = 1,  /* a size, an index or a slot's state breaks a rule */
+  LLAMBA_TYPE_ERROR = 2,   /* a dtype, a device or a layout breaks a rule */
+  LLAMBA_CUDA_ERROR = 3,   /* the CUDA runtime refused */
+  LLAMBA_MEMORY_ERROR = 4, /* memory ran out; a step that was open is to be reset */
 } llamba_status;
 
 typedef enum { LLAMBA_FLOAT32 = 0, LLAMBA_BFLOAT16 = 1, LLAMBA_FLOAT16 = 2 } llamba_dtype;
@@ -225,6 +226,7 @@ typedef struct {
 typedef struct {
   size_t size;
   llamba_cursor cursor;              /* written */
+  size_t buffer_size;                /* sizeof(llamba_slot_buffer) as the caller knows it */
   const llamba_slot_buffer* buffers; /* [nbuffers], written */
   int64_t nbuffers;
   const int32_t* src; /* [batch]; < 0: padding, skipped */

@@ -44,7 +44,10 @@ void fill_layer(const char* kOp, const Mamba2LayerTensors& layer, Args* args) {
   const int64_t nslots = checkpoint.size(0), nheads = checkpoint.size(1), headdim = checkpoint.size(2),
                 dstate = checkpoint.size(3), width = conv_weight.size(1), batch = slots.size(0);
   constexpr int64_t kMost = 1 << 24;  // sizes are int32 behind the C interface, where their rules are checked
-  for (const int64_t size : {batch, nheads, headdim, dstate}) CHECK_RANGE(size, 0, kMost);
+  CHECK_RANGE(batch, 0, kMost);
+  CHECK_RANGE(nheads, 0, kMost);
+  CHECK_RANGE(headdim, 0, kMost);
+  CHECK_RANGE(dstate, 0, kMost);
   CHECK_RANGE(x_heads, 1, kMost);
   CHECK_RANGE(B_heads, 1, kMost);
   CHECK_RANGE(C_heads, 1, kMost);

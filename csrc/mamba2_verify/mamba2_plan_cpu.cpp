@@ -27,6 +27,7 @@ int check_mamba2_sizes(const char* op, const llamba_mamba2_verify_args& args) {
                 static_cast<int>(args.checkpoint_dtype));
   }
   constexpr int32_t kMostSize = 1 << 24;  // keeps every sum of sizes below within int32
+  LLAMBA_CHECK_LEAST(op, &args, batch, 0);
   LLAMBA_CHECK_RANGE(op, &args, max_ntokens, 0, kMostSize);
   LLAMBA_CHECK_RANGE(op, &args, nheads, 1, kMostSize);
   LLAMBA_CHECK_RANGE(op, &args, headdim, 1, kMostSize);

@@ -18,12 +18,11 @@ constexpr const char* kOp = "mamba2_verify";
 // The open step of batch entry i, not yet planned; refuses what would read or write outside the buffers.
 int open_step(const llamba_mamba2_verify_args& args, int32_t i, Mamba2Sequence* sequence) {
   const int32_t slot = args.slots[i];
-  const int status = check_slot(kOp, args.cursor, slot);
+  int status = check_slot(kOp, args.cursor, slot);
   if (status != LLAMBA_OK) return status;
   const int32_t* header = args.cursor.data + slot * args.cursor.slot_stride;
-  if (header[kNtokens] <= kNoStep) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: slot %d must have an open step; got none (cursor_begin opens it)", kOp, slot);
-  }
+  status = check_open_step(kOp, header, slot);
+  if (status != LLAMBA_OK) return status;
   if (header[kNtokens] > args.max_ntokens) {
     return fail(LLAMBA_VALUE_ERROR, "%s: xBC must hold the open step's %d tokens of slot %d; got %d", kOp,
                 header[kNtokens], slot, args.max_ntokens);
@@ -34,13 +33,9 @@ int open_step(const llamba_mamba2_verify_args& args, int32_t i, Mamba2Sequence* 
                 "%s: fold_every must be the session's, which divides the token that slot %d folds to, %d; got %d", kOp,
                 slot, folded, args.fold_every);
   }
-  for (int32_t token = 0; args.parents && token < header[kNtokens]; ++token) {
-    const int32_t parent = args.parents[i * args.parents_stride_batch + token];
-    if (parent < -1 || parent >= token) {
-      return fail(LLAMBA_VALUE_ERROR, "%s: parents must be -1 or an earlier token; got %d for token %d of slot %d", kOp,
-                  parent, token, slot);
-    }
-  }
+  const int32_t* parents = args.parents ? args.parents + i * args.parents_stride_batch : nullptr;
+  status = check_parents(kOp, parents, header[kNtokens], slot);
+  if (status != LLAMBA_OK) return status;
   *sequence = Mamba2Sequence{};
   sequence->batch_idx = i;
   sequence->slot = slot;
@@ -81,7 +76,7 @@ int mamba2_verify(const llamba_mamba2_verify_args& args) {
     if (status != LLAMBA_OK) return status;
     sequences.push_back(sequence);
   }
-  // Nothing has been written so far, and nothing fails from here on.
+  // Nothing has been written so far; from here on nothing fails but the memory of a first, larger step.
   plan.add(args, sequences.data(), sequences.size());
   mamba2_run(args, sequences.data(), static_cast<int64_t>(sequences.size()));
 
@@ -99,5 +94,5 @@ int mamba2_verify(const llamba_mamba2_verify_args& args) {
 
 extern "C" int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args) {
   LLAMBA_CHECK_SIZE(llamba::kOp, args);
-  return llamba::mamba2_verify(*args);
+  return llamba::guarded(llamba::kOp, [&] { return llamba::mamba2_verify(*args); });
 }

@@ -91,7 +91,7 @@ void conv(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence,
         const T* input = static_cast<const T*>(inputs[t * kWidth + tap]);
         const vec16 value = input ? load_first(input + at, lanes) : broadcast(0.0f);
         // the next head's channels, a whole scan from now: too many streams for the processor to foresee
-        if (tap + 1 == kWidth || t == first) __builtin_prefetch(input + at + channels);
+        if (input && (tap + 1 == kWidth || t == first)) __builtin_prefetch(input + at + channels);
         y = fma(taps[tap], value, y);
       }
       store(out + (t - first) * stride + offset, rounded_to<T>(silu(y)));
@@ -113,6 +113,7 @@ void conv_any(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seque
 template <typename T>
 void store_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t channel,
                 int32_t channels) {
+  if (sequence.ntokens == 0) return;
   const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch + channel;
   T* slot_rows = static_cast<T*>(args.rows) + sequence.slot * args.rows_stride_slot + channel;
   for (int32_t i = 0; i < sequence.ntokens; ++i) {

@@ -115,5 +115,5 @@ int materialize(const llamba_materialize_args& args) {
 
 extern "C" int llamba_materialize_cpu(const llamba_materialize_args* args) {
   LLAMBA_CHECK_SIZE(llamba::kOp, args);
-  return llamba::materialize(*args);
+  return llamba::guarded(llamba::kOp, [&] { return llamba::materialize(*args); });
 }

@@ -59,6 +59,7 @@ void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const st
   args.cursor = llamba_cursor{static_cast<int32_t*>(cursor.mutable_data_ptr()), cursor.size(0), cursor.stride(0),
                               static_cast<int32_t>(width),
                               static_cast<int32_t>(cursor.size(1) - LLAMBA_CURSOR_HEADER - (width - 1))};
+  args.buffer_size = sizeof(llamba_slot_buffer);
   args.buffers = buffers.data();
   args.nbuffers = static_cast<int64_t>(buffers.size());
   args.src = static_cast<const int32_t*>(src.const_data_ptr());

@@ -20,6 +20,7 @@ int check(const llamba_state_import_args& args) {
     return fail(LLAMBA_TYPE_ERROR, "%s: checkpoint_dtype must be float32, bfloat16 or float16; got code %d", kOp,
                 static_cast<int>(args.checkpoint_dtype));
   }
+  LLAMBA_CHECK_LEAST(kOp, &args, batch, 0);
   LLAMBA_CHECK_LEAST(kOp, &args, nheads, 1);
   LLAMBA_CHECK_LEAST(kOp, &args, headdim, 1);
   LLAMBA_CHECK_LEAST(kOp, &args, dstate, 1);

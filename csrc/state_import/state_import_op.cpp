@@ -19,7 +19,12 @@ void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpo
                 headdim = checkpoint.size(2), dstate = checkpoint.size(3), conv_dim = rows.size(2),
                 capacity = rows.size(1), width = tail.size(1) + 1;
   constexpr int64_t kMost = 1 << 24;  // sizes are int32 behind the C interface
-  for (const int64_t size : {batch, nheads, headdim, dstate, conv_dim, capacity}) CHECK_RANGE(size, 0, kMost);
+  CHECK_RANGE(batch, 0, kMost);
+  CHECK_RANGE(nheads, 0, kMost);
+  CHECK_RANGE(headdim, 0, kMost);
+  CHECK_RANGE(dstate, 0, kMost);
+  CHECK_RANGE(conv_dim, 0, kMost);
+  CHECK_RANGE(capacity, 0, kMost);
   CHECK_RANGE(width, 2, 4);
   CHECK_STRIDE(checkpoint, -1, 1);
   CHECK_SAME_DEVICE(checkpoint, rows);

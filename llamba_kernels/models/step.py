@@ -77,6 +77,7 @@ class StepModel:
     @torch.inference_mode()
     def materialize(self, slot: int) -> SavedSlot:
         """What all layers know of a slot between two steps, for `DecodeCache.state_import`: prefix caches, export."""
+        self.cache.check_slot("materialize", slot)
         slots, table = torch.tensor([slot], dtype=torch.int32), self.cache.cursor.table
         position, saved = self.cache.cursor.position(slot), []
         for layer, buffers, dynamics in zip(self.model.model.layers, self.cache.layers, self.dynamics, strict=True):
@@ -101,6 +102,7 @@ class StepModel:
         for i, slot in enumerate(slots):
             if slot < 0:
                 continue
+            self.cache.check_slot("step", slot)
             position, _, _, ntokens = self.cache.cursor.table[slot, :4].tolist()
             if not 1 <= ntokens <= window:
                 raise ValueError(f"step: slot {slot} must have an open step of 1 to {window} tokens; got {ntokens}")

@@ -23,8 +23,8 @@ def mamba2_verify(
     x_heads,
     B_heads,
     C_heads,
+    fold_every,
     parents=None,
-    fold_every=1,
     out=None,
 ):
     """Run every slot's open step through one layer: replay its live rows, then its new tokens, and emit y for these.
@@ -52,9 +52,10 @@ def mamba2_verify(
         cursor: (nslots, 4 + width-1 + capacity) int32: every slot must have an open step (`cursor_begin`).
         slots: (batch) int32, unique; < 0 is padding.
         x_heads, B_heads, C_heads: int, divisors of nheads; head h reads x head h // (nheads // x_heads), and so on.
+        fold_every: int, the session's W. Another number that divides the folds, too, is not noticed; with a 16-bit
+            checkpoint it changes bits.
         parents: (batch, max_ntokens) int32, last stride 1, a tree: token i follows token parents[i] < i of the step, or
             the committed tokens if that is -1. None: a chain, token i follows token i - 1.
-        fold_every: int, the session's W.
         out: (batch, max_ntokens, nheads, headdim), dtype of xBC, last stride 1, or None: a new tensor.
     Writes: rows and dt_rows (the new tokens'), checkpoint (slots whose step folds), out (zero beyond a slot's ntokens
         and for padding).
@@ -80,11 +81,11 @@ def mamba2_verify(
         dt_rows,
         cursor,
         slots,
-        parents,
-        out,
         x_heads,
         B_heads,
         C_heads,
         fold_every,
+        parents,
+        out,
     )
     return out

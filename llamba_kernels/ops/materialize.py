@@ -20,7 +20,7 @@ def materialize(
     x_heads,
     B_heads,
     C_heads,
-    fold_every=1,
+    fold_every,
     out=None,
 ):
     """The recurrent state after all committed tokens of each slot, and the raw rows that the next conv needs.
@@ -41,6 +41,8 @@ def materialize(
     Devices: CPU.
     Source: csrc/materialize. Reference: python_ref/materialize.py.
     """
+    if out is not None and (not isinstance(out, (tuple, list)) or len(out) != 2):
+        raise TypeError(f"materialize: out must be a pair of tensors or None; got {type(out).__name__}")
     if out is None:
         batch = slots.shape[0]
         state = torch.empty((batch, *checkpoint.shape[1:]), dtype=torch.float32, device=rows.device)
@@ -48,7 +50,7 @@ def materialize(
         out = state, tail
     call(
         torch.ops.llamba.materialize.default,
-        *(conv_weight, conv_bias, A, dt_bias, checkpoint, rows, dt_rows, cursor, slots, *out),
-        *(x_heads, B_heads, C_heads, fold_every),
+        *(conv_weight, conv_bias, A, dt_bias, checkpoint, rows, dt_rows, cursor, slots),
+        *(x_heads, B_heads, C_heads, fold_every, *out),
     )
     return out
