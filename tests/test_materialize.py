@@ -111,6 +111,15 @@ def test_refusals():
     assert_refused(TypeError, sentence, materialize, layer, int32(2), out)
     sentence = "materialize: state must share no memory with checkpoint; got one that does"
     assert_refused(TypeError, sentence, materialize, layer, int32(2), (layer.checkpoint[:1], out[1]))
+    sentence = "materialize: state must share no memory with A; got one that does"
+    state = torch.ones(1, 6, 24, 48)
+    layer.parameters["A"] = state[0, 0, 0, :6]
+    assert_refused(TypeError, sentence, materialize, layer, int32(2), (state, out[1]))
+    sentence = "materialize: out must be a pair, (state, tail), or None; got Tensor"
+    assert_refused(TypeError, sentence, materialize, layer, int32(2), state)
+    layer.parameters["conv_weight"] = layer.parameters["conv_weight"][:, 0]
+    sentence = f"materialize: conv_weight must have 2 dimensions; got shape ({layer.conv_dim},)"
+    assert_refused(ValueError, sentence, materialize, layer, int32(2))
 
     def state_import(state, slots):
         ops.state_import(state, out[1], layer.checkpoint, layer.rows, layer.cursor.table, slots)

@@ -22,8 +22,8 @@ void materialize(const Tensor& conv_weight, const std::optional<Tensor>& conv_bi
   CHECK_STRIDE(state, -1, 1);
   CHECK_SAME_DEVICE(state, rows);
   CHECK_LIKE(tail, rows, batch, width - 1, conv_dim);
-  CHECK_WRITTEN(state, tail, checkpoint, rows, dt_rows, cursor);
-  CHECK_WRITTEN(tail, checkpoint, rows, dt_rows, cursor);
+  CHECK_WRITTEN(state, tail, conv_weight, conv_bias, A, dt_bias, checkpoint, rows, dt_rows, cursor, slots);
+  CHECK_WRITTEN(tail, conv_weight, conv_bias, A, dt_bias, checkpoint, rows, dt_rows, cursor, slots);
   args.state = static_cast<float*>(state.mutable_data_ptr());
   args.state_stride_batch = state.stride(0);
   args.state_stride_head = state.stride(1);
