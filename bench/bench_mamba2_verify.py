@@ -72,7 +72,8 @@ def bench_mamba2_verify(row, shape, ntokens, accepted, fold_every, dtype, checkp
     row_bytes = (live + 2 * ntokens) * (layer.conv_dim + layer.nheads) * xBC.element_size()  # new tokens: read, stored
     state_bytes = layer.checkpoint.nbytes * (2 if fold else 1)
     row(
-        f"{shape}, {str(dtype)[6:]}, state {str(checkpoint_dtype)[6:]}, {ntokens} tokens, {accepted} accepted, W {fold_every}: live {live} fold {fold}",
+        f"{shape}, {str(dtype)[6:]}, state {str(checkpoint_dtype)[6:]}, {ntokens} tokens, {accepted} accepted, "
+        f"W {fold_every}: live {live} fold {fold}",
         lambda each: each.verify(xBC, dt, SLOT, out=out),
         lambda each: eager_steps(each, xBC, dt),
         cold_copies(lambda: copy.deepcopy(layer), layer.checkpoint.nbytes),
