@@ -43,7 +43,10 @@ def operator(wrapper):
     parameters = inspect.signature(wrapper).parameters
     names = list(parameters)
     schema = [argument for argument in op._schema.arguments if argument.name in parameters]
-    numbers = [(names.index(arg.name), arg.name) for arg in schema if str(arg.type) in ("int", "float")]
+    numbers, bools = (
+        [(names.index(arg.name), arg.name) for arg in schema if str(arg.type) in types]
+        for types in (("int", "float"), ("bool",))
+    )
 
     def refuse_types(args, kwargs):
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -54,6 +57,9 @@ def operator(wrapper):
     def checked(*args, **kwargs):
         for i, name in numbers:  # torch would make a number of it: 8 of tensor(8.5)
             if isinstance(args[i] if i < len(args) else kwargs.get(name), torch.Tensor):
+                refuse_types(args, kwargs)
+        for i, name in bools:  # torch would make a bool of any number and of None
+            if not isinstance(args[i] if i < len(args) else kwargs.get(name, False), _TYPES["bool"][0]):
                 refuse_types(args, kwargs)
         try:
             return wrapper(*args, **kwargs)
@@ -108,6 +114,7 @@ def _tensors(value):
 _TYPES = {  # of a schema: what torch takes for it, how a sentence says so, and the bits of an int that are too many
     "Tensor": (torch.Tensor, "a tensor", None),
     "int": ((Integral, torch.SymInt), "an int", 64),
+    "bool": ((bool, torch.SymBool), "a bool", None),
     "float": ((Real, torch.SymInt, torch.SymFloat), "a number", 1024),
 }
 
@@ -126,7 +133,7 @@ def _refuse_types(op, arguments):
         if not isinstance(value, types):
             got = "None" if value is None else f"{type(value).__name__} {value!r}".splitlines()[0][:100]
             raise TypeError(f"{rule}; got {got}") from None
-        if isinstance(value, int) and value.bit_length() >= bits:
+        if bits and isinstance(value, int) and value.bit_length() >= bits:
             raise ValueError(f"{rule} of fewer than {bits} bits; got one of {value.bit_length()}") from None
 
 

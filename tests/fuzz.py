@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 
 import torch
-from fuzz_arguments import Draw, embed, is_plain, mutate
+from fuzz_arguments import Draw, embed, flat, gathered, is_plain, list_name, mutate
 from fuzz_ops import OPS
 from helpers import assert_bitwise
 
@@ -93,13 +93,28 @@ def check_values(name, actual, expected):
         )
 
 
+def check_apart(op, given):
+    """What is written shares no byte with another argument, except that out may be one of op.in_place."""
+    plain = {name: value for name, value in given.items() if is_plain(value) and name not in op.copied}
+    for name in [name for name in plain if list_name(name) in op.written]:
+        value = plain.pop(name)
+        for other_name, other in plain.items():
+            is_itself = value.data_ptr() == other.data_ptr() and value.shape == other.shape
+            if value.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or (
+                is_itself and "out" in (name, other_name) and {name, other_name} & set(op.in_place)
+            ):
+                continue
+            if bool((bytes_of(value) & bytes_of(other)).any()):
+                raise Violation(f"accepted {name} in the memory of {other_name}")
+
+
 def check_call(op, arguments, is_valid):
-    """Makes the call; returns whether it was accepted. is_valid: it must be."""
+    """Makes the call with the flat arguments; returns whether it was accepted. is_valid: it must be."""
     given = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     before = {address: memory.clone() for address, memory in storages(given).items()}
     copies = {name: value.detach().clone().resolve_neg() for name, value in given.items()}
     try:
-        returned = op.call(arguments)
+        returned = op.call(gathered(arguments))
     except Exception as error:
         check_sentence(op, error)
         if is_valid:
@@ -109,25 +124,26 @@ def check_call(op, arguments, is_valid):
     if given and all(value.is_meta for value in given.values()):
         return True  # nothing is computed then
     try:
-        expected = op.expect(**(arguments | copies))
+        expected = op.expect(**gathered(arguments | copies))
     except Exception as error:
         raise Violation(f"accepted what the reference cannot take ({type(error).__name__}: {error})") from None
+    check_apart(op, given)
     for name, pair in expected.items():
         if name in returned and name in given and returned[name] is not given[name]:
             raise Violation(f"returned another tensor than the given {name}")
         check_values(name, returned.get(name, arguments.get(name)), pair)
-    check_unchanged(before, storages(given), [given[name] for name in op.written if name in given])
+    check_unchanged(before, storages(given), [given[name] for name in given if list_name(name) in op.written])
     return True
 
 
 def draw_call(seed, index, only=None):
-    """The op, its arguments, and what was done to them. only: the name of the op to call."""
+    """The op, its flat arguments, and what was done to them. only: the name of the op to call."""
     draw = Draw(f"{seed}:{index}")
     drawn = draw.choice(OPS)
     op = next((op for op in OPS if op.name == only), drawn)
     arguments = {
-        name: embed(value, draw, name in op.any_strides) if isinstance(value, torch.Tensor) else value
-        for name, value in op.draw(draw).items()
+        name: embed(value, draw, list_name(name) in op.any_strides) if isinstance(value, torch.Tensor) else value
+        for name, value in flat(op.draw(draw)).items()
     }
     sources = [name for name in op.in_place if arguments[name] is not None]
     if sources and draw.random() < 0.2:

@@ -27,6 +27,37 @@ class Draw(random.Random):
         return value if self.random() < probability else None
 
 
+# ---- lists of tensors: while a call is being made up, every element is an argument of its own, such as kv[1] ----
+
+
+def flat(arguments):
+    """A list of one or more tensors becomes its elements; an empty one stays."""
+    result = {}
+    for name, value in arguments.items():
+        is_list = isinstance(value, list) and value
+        result |= {f"{name}[{i}]": each for i, each in enumerate(value)} if is_list else {name: value}
+    return result
+
+
+def gathered(arguments):
+    """The elements as lists again."""
+    result = {}
+    for name, value in arguments.items():
+        if name.endswith("]"):
+            result.setdefault(list_name(name), []).append(value)
+        else:
+            result[name] = value
+    return result
+
+
+def list_name(name):
+    """kv of kv[1]; any other name is itself."""
+    return name.partition("[")[0]
+
+
+# ---- memory ----
+
+
 def trap(dtype):
     """What must not be read, or be there still when it was not to be written."""
     if dtype.is_floating_point or dtype.is_complex:
@@ -197,6 +228,28 @@ def change_data(arguments, draw):
             tensor[index] = value
             changed.append(f"{name}{list(index)} = {value}")
         return ", ".join(changed)
+
+
+def change_list(arguments, draw):
+    """Another list: empty, shorter, with an element twice or from elsewhere; or no list at all."""
+    lists = sorted({list_name(name) for name in arguments if name.endswith("]")})
+    if not lists:
+        return None
+    name = draw.choice(lists)
+    elements = [element for element in arguments if element.startswith(f"{name}[")]
+    change = draw.randrange(4)
+    if change == 0 and len(elements) > 1:
+        del arguments[elements[-1]]
+    elif change == 1:
+        arguments[f"{name}[{len(elements)}]"] = arguments[draw.choice(list(arguments))]
+    elif change == 2:
+        arguments[draw.choice(elements)] = [arguments[elements[0]]]
+    else:
+        first = arguments[elements[0]]
+        for element in elements:
+            del arguments[element]
+        arguments[name] = draw.choice(([], [], None, 3, "x", first))
+    return f"{name} a list of {len(elements)} with change {change}"
 
 
 MUTATIONS = (

@@ -17,18 +17,25 @@ class Op:
     name: str
     draw: Callable  # draw(random) -> arguments by name, dense
     # expect(**arguments) -> {name: (value, tolerance)} of everything written, from arguments that are its own to
-    # change; tolerance 0 means the same values. It raises for what the operator must not accept.
+    # change; the int 0 means the same bits, 0.0 the same values. It raises for what the operator must not accept. An
+    # element of a list of tensors is a name of its own, k_caches[0].
     expect: Callable
-    written: tuple[str, ...]  # arguments
+    written: tuple[str, ...]  # arguments; of a list every element
     returns: tuple[str, ...] = ()  # what the call returns, by the names of expect
     any_strides: tuple[str, ...] = ()  # arguments whose last stride need not be 1
     in_place: tuple[str, ...] = ()  # arguments that out may be
+    copied: tuple[str, ...] = ()  # arguments that may lie in what is written, because the wrapper reads a copy
     mutations: tuple[Callable, ...] = ()  # f(arguments, draw) -> what it did or None: rules that tie arguments together
     function: Callable | None = None  # ops.<name> if None
 
     def call(self, arguments):
         result = (self.function or getattr(ops, self.name))(**arguments)
         return dict(zip(self.returns, result if len(self.returns) > 1 else (result,), strict=False))
+
+
+def rows_shape(draw):
+    """The leading dimensions of a tensor of one to three."""
+    return draw.choice(((), (draw.size(0, 33),), (draw.size(0, 3), draw.size(0, 9))))
 
 
 def require(condition, rule):

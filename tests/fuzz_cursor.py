@@ -4,7 +4,14 @@ import torch
 from fuzz_arguments import is_plain
 from fuzz_case import Op, require
 
-from python_ref.cursor import SlotRef, cursor_begin_ref, cursor_commit_ref, cursor_reset_ref, packed_ref
+from python_ref.cursor import (
+    SlotRef,
+    cursor_begin_ref,
+    cursor_commit_ref,
+    cursor_reset_ref,
+    cursor_rollback_ref,
+    packed_ref,
+)
 
 
 def draw_session(draw):
@@ -67,7 +74,24 @@ def draw_cursor_begin(draw):
 def draw_cursor_commit(draw):
     refs, cursor, slots, constants = draw_cursor(draw, is_open=True)
     accepted = per_slot(draw, slots, lambda slot: draw.randint(0, refs[slot].ntokens))
-    return dict(cursor=cursor, slots=slots, accepted=accepted, width=constants["width"])
+    counts = [refs[slot].ntokens if slot >= 0 else 0 for slot in slots.tolist()]
+    path = draw_paths(draw, counts, accepted.tolist())
+    return dict(cursor=cursor, slots=slots, accepted=accepted, path=draw.maybe(path), width=constants["width"])
+
+
+def draw_paths(draw, counts, accepted):
+    """Ascending tokens of each step of counts; beyond the accepted ones no token is named."""
+    lengths = [max(0, min(count, stay)) for count, stay in zip(counts, accepted, strict=True)]  # padding is anything
+    path = torch.full((len(counts), max([0, *lengths]) + draw.choice((0, 0, 2))), 2**31 - 1, dtype=torch.int32)
+    for i, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        path[i, :length] = torch.tensor(sorted(draw.sample(range(count), length)), dtype=torch.int32)
+    return path
+
+
+def draw_cursor_rollback(draw):
+    refs, cursor, slots, constants = draw_cursor(draw, is_open=False)
+    n = per_slot(draw, slots, lambda slot: draw.randint(0, min(constants["max_rollback"], len(refs[slot].live))))
+    return dict(cursor=cursor, slots=slots, n=n, **constants)
 
 
 def unpacked(cursor, slot, width, fold_every=1, max_rollback=0):
@@ -134,12 +158,33 @@ def expect_cursor_begin(cursor, slots, ntokens, width, fold_every, max_rollback,
     return {"cursor": (cursor, 0)}
 
 
-def expect_cursor_commit(cursor, slots, accepted, width):
+def expect_cursor_commit(cursor, slots, accepted, path, width):
     require(accepted.dtype == torch.int32 and accepted.shape == slots.shape, "accepted is (batch) int32")
     for i, slot in listed_slots(cursor, slots):
         ref = unpacked(cursor, slot, width)
         require(ref.ntokens > 0 and 0 <= accepted[i] <= ref.ntokens, "an open step; accepted is 0 to its ntokens")
-        cursor_commit_ref(ref, accepted[i].item())
+        tokens = None if path is None else accepted_path(path, i, slots, accepted, ref.ntokens)
+        cursor_commit_ref(ref, accepted[i].item(), tokens)
+        cursor[slot] = torch.tensor(packed_ref(ref))
+    return {"cursor": (cursor, 0)}
+
+
+def accepted_path(path, i, slots, accepted, ntokens):
+    """The tokens that stay of sequence i; raises unless they are an ascending path through the step."""
+    require(path.dtype == torch.int32 and path.dim() == 2 and path.shape[0] == len(slots), "path is (batch, n) int32")
+    require(accepted[i] <= path.shape[1], "path holds the accepted tokens")
+    tokens = path[i, : accepted[i]].tolist()
+    require(tokens == sorted(set(tokens)) and set(tokens) <= set(range(ntokens)), "path ascends within the step")
+    return tokens
+
+
+def expect_cursor_rollback(cursor, slots, n, width, fold_every, max_rollback, max_window):
+    check_session(cursor, width, fold_every, max_rollback, max_window)
+    require(n.dtype == torch.int32 and n.shape == slots.shape, "n is (batch) int32")
+    for i, slot in listed_slots(cursor, slots):
+        ref = unpacked(cursor, slot, width, fold_every, max_rollback)
+        require(ref.ntokens == 0 and 0 <= n[i] <= min(max_rollback, len(ref.live)), "no open step; n is in range")
+        cursor_rollback_ref(ref, n[i].item())
         cursor[slot] = torch.tensor(packed_ref(ref))
     return {"cursor": (cursor, 0)}
 
@@ -148,4 +193,5 @@ CURSOR_OPS = (
     Op("cursor_reset", draw_cursor_reset, expect_cursor_reset, ("cursor",)),
     Op("cursor_begin", draw_cursor_begin, expect_cursor_begin, ("cursor",), mutations=(change_header,)),
     Op("cursor_commit", draw_cursor_commit, expect_cursor_commit, ("cursor",), mutations=(change_header,)),
+    Op("cursor_rollback", draw_cursor_rollback, expect_cursor_rollback, ("cursor",), mutations=(change_header,)),
 )

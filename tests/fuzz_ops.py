@@ -4,9 +4,12 @@ A new operator is one Op(name, draw, expect, ...) in OPS at the end of this file
 """
 
 import torch
-from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, stored
+from fuzz_attention import ATTENTION_OPS
+from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, rows_shape, stored
 from fuzz_cursor import CURSOR_OPS
 from fuzz_mamba2 import MAMBA2_VERIFY
+from fuzz_rows import ROW_OPS
+from fuzz_state import STATE_OPS
 
 from llamba_kernels import ops
 from llamba_kernels.testing import (
@@ -17,11 +20,6 @@ from llamba_kernels.testing import (
 from python_ref.gated_rms_norm import gated_rms_norm_ref
 from python_ref.skinny_linear import skinny_linear_ref
 from python_ref.speculative_accept import speculative_accept_ref
-
-
-def rows_shape(draw):
-    return draw.choice(((), (draw.size(0, 33),), (draw.size(0, 3), draw.size(0, 9))))
-
 
 # ---- skinny_linear ----
 
@@ -136,8 +134,12 @@ OPS = (
         expect_speculative_accept,
         ("accepted", "next_token"),
         ("accepted", "next_token"),
+        copied=("uniforms",),  # if float32
         function=call_speculative_accept,
     ),
+    *ROW_OPS,
+    *ATTENTION_OPS,
     *CURSOR_OPS,
     MAMBA2_VERIFY,
+    *STATE_OPS,
 )

@@ -360,6 +360,7 @@ REFUSED = {
         ValueError,
         "slot 1 must stay within max_tokens = 10; got -1 + 3 tokens",
     ),
+    "a text for a number": (dict(scale="3"), TypeError, "scale must be a number; got str '3'"),
     "parents shape": (
         dict(parents=torch.zeros(2, 2, dtype=torch.int32)),
         ValueError,

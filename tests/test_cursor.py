@@ -211,6 +211,10 @@ OPEN_STEP_REFUSALS = [
         "cursor_commit: path must hold 1 ascending tokens from 0 to 3 for slot 0; got -1",
     ),
     (
+        lambda c: c.commit(int32(0), int32(1), torch.zeros(1, 0, dtype=torch.int32)),
+        "cursor_commit: path must hold the 1 accepted tokens of slot 0; got 0",
+    ),
+    (
         lambda c: c.commit(int32(0), int32(1), int32(0)),
         "cursor_commit: path must have 2 dimensions; got shape (1,)",
     ),

@@ -168,6 +168,11 @@ REFUSED = {
         TypeError,
         "v_caches[1] must share no memory with v_caches[0]; got one that does",
     ),
+    "caches in one tensor": (
+        dict(k_caches=torch.zeros(2, 2, 1, 8, 4)),
+        TypeError,
+        "k_caches must be a list of tensors; got Tensor",
+    ),
     "cursor dtype": (dict(cursor=good()["cursor"].long()), TypeError, "cursor must be int32; got int64"),
     "cursor columns": (
         dict(cursor=good()["cursor"][:, :3]),

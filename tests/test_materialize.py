@@ -111,13 +111,22 @@ def test_refusals():
     assert_refused(TypeError, sentence, materialize, layer, int32(2), out)
     sentence = "materialize: state must share no memory with checkpoint; got one that does"
     assert_refused(TypeError, sentence, materialize, layer, int32(2), (layer.checkpoint[:1], out[1]))
+    sentence = "materialize: state must share no memory with A; got one that does"
+    state = torch.ones(1, 6, 24, 48)
+    layer.parameters["A"] = state[0, 0, 0, :6]
+    assert_refused(TypeError, sentence, materialize, layer, int32(2), (state, out[1]))
+    sentence = "materialize: out must be a pair, (state, tail), or None; got Tensor"
+    assert_refused(TypeError, sentence, materialize, layer, int32(2), state)
+    layer.parameters["conv_weight"] = layer.parameters["conv_weight"][:, 0]
+    sentence = f"materialize: conv_weight must have 2 dimensions; got shape ({layer.conv_dim},)"
+    assert_refused(ValueError, sentence, materialize, layer, int32(2))
 
     inputs = list(arguments(layer, int32(2)))
     sentence = "materialize: state must share no memory with A; got one that does"
     inputs[2] = out_state[0, 0, 0, :6]
     call = dict(**layer.heads, fold_every=4, out=(out_state, out[1]))
     assert_refused(TypeError, sentence, ops.materialize, *inputs, **call)
-    sentence = "materialize: out must be a pair of tensors or None; got Tensor"
+    sentence = "materialize: out must be a pair, (state, tail), or None; got Tensor"
     assert_refused(TypeError, sentence, materialize, layer, int32(2), out_state)
 
     def state_import(state, slots):

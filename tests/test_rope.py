@@ -185,6 +185,8 @@ REFUSED = {
         TypeError,
         "out must share no memory with cos; got one that does",
     ),
+    "a number for a bool": (dict(interleaved=1), TypeError, "interleaved must be a bool; got int 1"),
+    "None for a bool": (dict(interleaved=None), TypeError, "interleaved must be a bool; got None"),
     "grad": (
         dict(x=torch.zeros(2, 3, 1, 8, requires_grad=True)),
         ValueError,

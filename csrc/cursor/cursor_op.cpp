@@ -79,7 +79,8 @@ void cursor_commit(const Tensor& cursor, const Tensor& slots, const Tensor& acce
     const int64_t length = path->size(1);
     CHECK_INDICES(*path, cursor, batch, length);
     CHECK_WRITTEN(cursor, *path);
-    args.path = int32_data(*path);
+    static const int32_t kNoPath = 0;  // torch has no address for an empty tensor, but nullptr would mean a chain
+    args.path = path->numel() > 0 ? int32_data(*path) : &kNoPath;
     args.path_stride_batch = path->stride(0);
     args.path_length = length;
   }

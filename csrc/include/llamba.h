@@ -125,11 +125,10 @@ LLAMBA_API int llamba_cursor_rollback_cuda(const llamba_cursor_rollback_args* ar
 
 typedef struct {
   size_t size;
-  llamba_dtype dtype; /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
-  llamba_dtype
-      checkpoint_dtype; /* 16 bits: the running state is rounded after every token fold_every, 2 fold_every, ... */
-  int32_t fold_every;   /* W of the session; with a float32 checkpoint only checked */
-  int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
+  llamba_dtype dtype;            /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
+  llamba_dtype checkpoint_dtype; /* 16 bits: the running state is rounded after each fold_every-th token */
+  int32_t fold_every;            /* W of the session; with a float32 checkpoint only checked */
+  int32_t batch, max_ntokens;    /* max_ntokens >= ntokens of every slot */
   int32_t nheads, headdim;
   int32_t dstate;                    /* a multiple of 16 up to 256 */
   int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */

@@ -42,5 +42,5 @@ def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, pare
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if scale is None:
         scale = max(q.shape[-1], 1) ** -0.5 if q.dim() else 1.0
-    call(torch.ops.llamba.attention_step.default, q, k, v, k_cache, v_cache, cursor, slots, float(scale), parents, out)
+    call(torch.ops.llamba.attention_step.default, q, k, v, k_cache, v_cache, cursor, slots, scale, parents, out)
     return out

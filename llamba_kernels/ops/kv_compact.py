@@ -22,4 +22,4 @@ def kv_compact(k_caches, v_caches, cursor, slots, accepted, path):
     Devices: CPU.
     Source: csrc/kv_compact. Reference: python_ref/kv_compact.py.
     """
-    call(torch.ops.llamba.kv_compact.default, list(k_caches), list(v_caches), cursor, slots, accepted, path)
+    call(torch.ops.llamba.kv_compact.default, k_caches, v_caches, cursor, slots, accepted, path)

@@ -41,13 +41,13 @@ def materialize(
     Devices: CPU.
     Source: csrc/materialize. Reference: python_ref/materialize.py.
     """
-    if out is not None and (not isinstance(out, (tuple, list)) or len(out) != 2):
-        raise TypeError(f"materialize: out must be a pair of tensors or None; got {type(out).__name__}")
     if out is None:
-        batch = slots.shape[0]
-        state = torch.empty((batch, *checkpoint.shape[1:]), dtype=torch.float32, device=rows.device)
-        tail = torch.empty((batch, conv_weight.shape[1] - 1, rows.shape[-1]), dtype=rows.dtype, device=rows.device)
+        batch, before = slots.shape[:1], [max(width - 1, 0) for width in conv_weight.shape[1:2]]
+        state = torch.empty((*batch, *checkpoint.shape[1:]), dtype=torch.float32, device=rows.device)
+        tail = torch.empty((*batch, *before, *rows.shape[2:]), dtype=rows.dtype, device=rows.device)
         out = state, tail
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(f"materialize: out must be a pair, (state, tail), or None; got {type(out).__name__}")
     call(
         torch.ops.llamba.materialize.default,
         *(conv_weight, conv_bias, A, dt_bias, checkpoint, rows, dt_rows, cursor, slots),
