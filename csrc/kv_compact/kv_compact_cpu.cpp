@@ -75,7 +75,7 @@ int kv_compact(const llamba_kv_compact_args& args) {
   for (int64_t i = 0; status == LLAMBA_OK && i < args.batch; ++i) {
     if (args.slots[i] >= 0) status = check_path(args, i);
   }
-  if (status != LLAMBA_OK) return status;
+  if (status != LLAMBA_OK || args.head_dim == 0) return status;  // memcpy takes no null pointer, not even for 0 bytes
   const int64_t element_size = args.dtype == LLAMBA_FLOAT32 ? 4 : 2;
   constexpr int64_t kElementsPerThread = 1 << 18;  // a thread is worth waking from about 50 us of work
   const int64_t elements = args.max_window * args.kv_heads * args.head_dim;
