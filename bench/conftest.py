@@ -3,12 +3,8 @@
 pytest-benchmark runs and stores; its own table is replaced by one with bytes, bandwidth and the torch formula.
 """
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would disturb the next measurement
-
-import pytest  # noqa: E402
-from harness import Rows, header  # noqa: E402
+import pytest
+from harness import Rows, header
 
 
 def pytest_addoption(parser):

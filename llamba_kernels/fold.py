@@ -1,8 +1,9 @@
 """How often a session folds live rows into the checkpoints: its constant W, `Session.fold_every`, from measured costs.
 
-A step of a layer costs base + write (if it folds) + replay x (live rows + new tokens). When every step accepts `a`
-tokens, a + (W - 1) / 2 rows are live on average, and min(1, a / W) of the steps fold. A small W writes the state more
-often, a large one replays more.
+A step of a layer costs base + write (if it folds) + replay x (live rows + new tokens) + round x (those of them whose
+position is a multiple of W; 16-bit checkpoints only). When every step accepts `a` tokens, a + (W - 1) / 2 rows are live
+on average, and min(1, a / W) of the steps fold. A small W writes and rounds the state more often, a large one replays
+more.
 """
 
 from dataclasses import dataclass
@@ -18,24 +19,27 @@ class Costs:
 
     write: float  # store a state that has been read
     replay: float  # take it through one more token
+    round: float  # to the checkpoint's dtype, in registers
 
 
-# Measured by `pytest bench/bench_mamba2_verify.py --benchmark` (rows "live .. fold ..") on 2 cores of an AMD EPYC with
-# AVX-512; "cache": the checkpoints of all layers fit a core's share of the last cache, "memory": they do not.
+# Measured by `pytest bench/bench_fold.py --benchmark` on 2 cores of an AMD EPYC with AVX-512, medians of three runs.
+# "cache": the checkpoints of all layers fit the nearer caches; "memory": they do not.
 COSTS = {
-    ("cpu", "mamba2", torch.float32, "memory"): Costs(write=40.0, replay=16.0),
-    ("cpu", "mamba2", torch.float32, "cache"): Costs(write=8.0, replay=16.0),
-    ("cpu", "mamba2", torch.bfloat16, "memory"): Costs(write=20.0, replay=16.0),
-    ("cpu", "mamba2", torch.bfloat16, "cache"): Costs(write=4.0, replay=16.0),
-    ("cpu", "mamba2", torch.float16, "memory"): Costs(write=20.0, replay=16.0),
-    ("cpu", "mamba2", torch.float16, "cache"): Costs(write=4.0, replay=16.0),
+    ("cpu", "mamba2", torch.float32, "memory"): Costs(write=16.0, replay=4.0, round=0.0),
+    ("cpu", "mamba2", torch.float32, "cache"): Costs(write=5.0, replay=7.0, round=0.0),
+    ("cpu", "mamba2", torch.bfloat16, "memory"): Costs(write=17.0, replay=11.0, round=12.0),
+    ("cpu", "mamba2", torch.bfloat16, "cache"): Costs(write=16.0, replay=10.0, round=12.0),
+    ("cpu", "mamba2", torch.float16, "memory"): Costs(write=10.0, replay=10.0, round=8.0),
+    ("cpu", "mamba2", torch.float16, "cache"): Costs(write=8.0, replay=9.0, round=8.0),
 }
 CACHE_BYTES = 16 << 20
 
 
-def extra_cost(fold_every: int, accepted: float, costs: Costs) -> float:
-    """What W costs a step that accepts so many tokens, above what every step costs; nanoseconds per 1024 elements."""
-    return costs.write * min(1.0, accepted / fold_every) + costs.replay * (fold_every - 1) / 2
+def extra_cost(fold_every: int, ntokens: float, accepted: float, costs: Costs) -> float:
+    """What W costs a step above what every step costs; nanoseconds per 1024 elements."""
+    waiting = (fold_every - 1) / 2  # live rows that the last step left, on average
+    rounded = (accepted + waiting + ntokens) / fold_every
+    return costs.write * min(1.0, accepted / fold_every) + costs.replay * waiting + costs.round * rounded
 
 
 def choose_fold_every(
@@ -46,8 +50,8 @@ def choose_fold_every(
     Args:
         device: "cpu". layer: "mamba2". checkpoint_dtype: float32, bfloat16 or float16.
         checkpoint_bytes: of all layers and slots together.
-        max_window: most tokens in a step. Sessions accept from 1 token a step, when drafts fail, to nearly all of them;
-            the W with the least sum over 1 and three quarters of max_window is taken.
+        max_window: most tokens in a step. Steps go from one token to max_window of which three quarters are accepted;
+            the W with the least sum over these two is taken.
     """
     place = "cache" if checkpoint_bytes <= CACHE_BYTES else "memory"
     costs = COSTS.get((device, layer, checkpoint_dtype, place))
@@ -55,11 +59,12 @@ def choose_fold_every(
         known = ", ".join(sorted({f"{d} {kind} {str(dtype)[6:]}" for d, kind, dtype, _ in COSTS}))
         asked = f"{device} {layer} {str(checkpoint_dtype).removeprefix('torch.')}"
         raise ValueError(f"choose_fold_every: costs must be known for one of {known}; got {asked}")
-    most = max(1.0, 0.75 * max_window)
-    return min(
-        range(1, LARGEST + 1),
-        key=lambda fold_every: extra_cost(fold_every, 1.0, costs) + extra_cost(fold_every, most, costs),
-    )
+
+    def both(fold_every):
+        most = extra_cost(fold_every, max_window, max(1.0, 0.75 * max_window), costs)
+        return extra_cost(fold_every, 1, 1.0, costs) + most
+
+    return min(range(1, LARGEST + 1), key=both)
 
 
 def describe() -> str:

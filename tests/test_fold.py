@@ -22,14 +22,14 @@ def test_the_cost_counts_what_a_cursor_does(fold_every, accepted):
             folds += int(cursor.table[0, 2]) > 0
             live += int(cursor.table[0, 1])
         cursor.commit(slot, count)
-    assert folds / steps == pytest.approx(extra_cost(fold_every, accepted, Costs(write=1.0, replay=0.0)))
-    assert live / steps - accepted == pytest.approx(extra_cost(fold_every, accepted, Costs(write=0.0, replay=1.0)))
+    assert folds / steps == pytest.approx(extra_cost(fold_every, 5, accepted, Costs(1.0, 0.0, 0.0)))
+    assert live / steps - accepted == pytest.approx(extra_cost(fold_every, 5, accepted, Costs(0.0, 1.0, 0.0)))
 
 
 def test_dear_writes_and_cheap_replay_make_w_large(monkeypatch):
     chosen = []
     for write, replay in ((1.0, 10.0), (10.0, 10.0), (40.0, 10.0), (1000.0, 1.0)):
-        monkeypatch.setitem(fold.COSTS, ("cpu", "mamba2", torch.float32, "memory"), Costs(write, replay))
+        monkeypatch.setitem(fold.COSTS, ("cpu", "mamba2", torch.float32, "memory"), Costs(write, replay, 0.0))
         chosen.append(choose_fold_every("cpu", "mamba2", torch.float32, 1 << 30, 1))
     assert chosen == sorted(chosen) and chosen[0] == 1 and chosen[-1] == fold.LARGEST
 

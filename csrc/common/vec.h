@@ -358,6 +358,21 @@ template <>
 LLAMBA_INLINE vec16 rounded_to<float>(vec16 a) {
   return a;
 }
+#if defined(__AVX512F__)  // without leaving the registers
+template <>
+LLAMBA_INLINE vec16 rounded_to<float16>(vec16 a) {
+  return vec16{{_mm512_cvtph_ps(_mm512_cvtps_ph(a.part[0], _MM_FROUND_TO_NEAREST_INT))}};
+}
+template <>
+LLAMBA_INLINE vec16 rounded_to<bfloat16>(vec16 a) {
+  const __m512i bits = _mm512_castps_si512(a.part[0]), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet_nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.part[0], a.part[0], _CMP_UNORD_Q);
+  return vec16{{_mm512_castsi512_ps(_mm512_and_si512(_mm512_mask_mov_epi32(rounded, is_nan, quiet_nan), upper))}};
+}
+#endif
 
 // e^x to 0.85 units in the last place. x is clamped to the range with finite, normal results; NaN stays NaN.
 LLAMBA_INLINE vec16 exp(vec16 x) {
