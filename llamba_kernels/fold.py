@@ -25,12 +25,12 @@ class Costs:
 # Measured by `pytest bench/bench_fold.py --benchmark` on 2 cores of an AMD EPYC with AVX-512, medians of three runs.
 # "cache": the checkpoints of all layers fit the nearer caches; "memory": they do not.
 COSTS = {
-    ("cpu", "mamba2", torch.float32, "memory"): Costs(write=16.0, replay=4.0, round=0.0),
-    ("cpu", "mamba2", torch.float32, "cache"): Costs(write=5.0, replay=7.0, round=0.0),
-    ("cpu", "mamba2", torch.bfloat16, "memory"): Costs(write=17.0, replay=11.0, round=12.0),
-    ("cpu", "mamba2", torch.bfloat16, "cache"): Costs(write=16.0, replay=10.0, round=12.0),
-    ("cpu", "mamba2", torch.float16, "memory"): Costs(write=10.0, replay=10.0, round=8.0),
-    ("cpu", "mamba2", torch.float16, "cache"): Costs(write=8.0, replay=9.0, round=8.0),
+    ("cpu", "mamba2", torch.float32, "memory"): Costs(write=9.6, replay=3.7, round=0.0),
+    ("cpu", "mamba2", torch.float32, "cache"): Costs(write=9.7, replay=4.5, round=0.0),
+    ("cpu", "mamba2", torch.bfloat16, "memory"): Costs(write=21.5, replay=13.6, round=13.8),
+    ("cpu", "mamba2", torch.bfloat16, "cache"): Costs(write=19.5, replay=11.6, round=13.0),
+    ("cpu", "mamba2", torch.float16, "memory"): Costs(write=8.4, replay=12.1, round=7.5),
+    ("cpu", "mamba2", torch.float16, "cache"): Costs(write=6.6, replay=11.1, round=8.1),
 }
 CACHE_BYTES = 16 << 20
 

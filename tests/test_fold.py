@@ -34,8 +34,11 @@ def test_dear_writes_and_cheap_replay_make_w_large(monkeypatch):
     assert chosen == sorted(chosen) and chosen[0] == 1 and chosen[-1] == fold.LARGEST
 
 
-def test_states_that_fit_the_cache_are_folded_each_step():
-    assert choose_fold_every("cpu", "mamba2", torch.float32, 1 << 20, 8) == 1
+def test_states_that_fit_the_cache_have_costs_of_their_own(monkeypatch):
+    monkeypatch.setitem(fold.COSTS, ("cpu", "mamba2", torch.float32, "cache"), Costs(1.0, 10.0, 0.0))
+    monkeypatch.setitem(fold.COSTS, ("cpu", "mamba2", torch.float32, "memory"), Costs(1000.0, 1.0, 0.0))
+    chosen = [choose_fold_every("cpu", "mamba2", torch.float32, fold.CACHE_BYTES + more, 8) for more in (0, 1)]
+    assert chosen == [1, fold.LARGEST]
 
 
 def test_unknown_costs_are_refused():
