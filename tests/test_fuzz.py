@@ -8,7 +8,7 @@ from pathlib import Path
 import fuzz
 import pytest
 import torch
-from fuzz_arguments import Draw, embed
+from fuzz_arguments import Draw, embed, flat, gathered
 from fuzz_case import Op
 from fuzz_ops import OPS
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_some_random_calls():
-    accepted, refused = fuzz.fuzz(calls=600)
-    assert sum(accepted.values()) + sum(refused.values()) == 600
+    accepted, refused = fuzz.fuzz(calls=1500)
+    assert sum(accepted.values()) + sum(refused.values()) == 1500
     for op in OPS:
         assert any(name == op.name for name, _ in accepted) and any(name == op.name for name, _ in refused), op.name
 
@@ -70,6 +70,39 @@ def test_faults_are_noticed(fault):
         fuzz.check_call(op, arguments, is_valid=False)
     assert str(violation.value).startswith(FAULTS[fault])
     assert fuzz.check_call(op, dict(x=torch.zeros(3), out=storage[:3]), is_valid=True)
+
+
+def negated(tensors, which):
+    for tensor in tensors[:which]:
+        tensor.neg_()
+    if which == 3:
+        tensors[1].as_strided((1,), (1,), tensors[1].storage_offset() + 2).fill_(0)
+
+
+def test_faults_in_lists_are_noticed():
+    op = Op(
+        "negated",
+        None,
+        lambda tensors, which: {f"tensors[{i}]": (-tensor, 0) for i, tensor in enumerate(tensors)},
+        ("tensors",),
+        function=negated,
+    )
+    for which, fault in (1, "tensors[1]: 2 of 2 elements differ"), (3, "changed memory that is not its to write"):
+        arguments = flat(dict(tensors=[torch.ones(2), torch.ones(3)[:2]], which=which))
+        assert list(arguments) == ["tensors[0]", "tensors[1]", "which"]
+        with pytest.raises(fuzz.Violation) as violation:
+            fuzz.check_call(op, arguments, is_valid=True)
+        assert str(violation.value).startswith(fault)
+    assert fuzz.check_call(op, arguments | {"which": 2}, is_valid=True)
+    assert gathered(flat(dict(tensors=[], which=2))) == dict(tensors=[], which=2)
+
+
+def test_an_output_in_an_inputs_memory_is_noticed():
+    op = Op("doubled", None, lambda x, out: {"out": (2 * x, 0)}, ("out",), ("out",), function=lambda x, out: out)
+    storage = torch.zeros(4)
+    with pytest.raises(fuzz.Violation, match="^accepted out in the memory of x$"):
+        fuzz.check_call(op, dict(x=storage[:2], out=storage[1:3]), is_valid=False)
+    assert fuzz.check_call(op, dict(x=storage[:2], out=storage[2:]), is_valid=True)
 
 
 def test_embedded_values_lie_among_traps():
