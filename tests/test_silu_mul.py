@@ -57,6 +57,9 @@ def test_extreme_values(dtype):
     assert out[0] == 400 and out[1].abs() <= 1e-30 and out[2:4].tolist() == [0.0, 0.0]
     assert out[4] == torch.inf and out[5].isnan() and out[6].abs() <= 1e-30 and out[7].isnan()
     assert out[8].abs() <= 1e-30
+    huge = torch.full((1,), torch.finfo(dtype).max, dtype=dtype)
+    assert silu_mul(-torch.full_like(huge, 1000.0), huge) == 0 and silu_mul(-huge, huge) == 0
+    assert silu_mul(torch.full_like(huge, -torch.inf), huge).isnan()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -427,10 +427,11 @@ LLAMBA_INLINE vec16 softplus(vec16 x) {
   return result;
 }
 
-// x * sigmoid(x). exp ends at its clamp, 2.4e38: below -100 the quotient must not grow with x again.
+// x * sigmoid(x). Where exp(-x) ends at its clamp, the value is under 4e-37: -0, and NaN for -infinity.
 LLAMBA_INLINE vec16 silu(vec16 x) {
-  const vec16 one = broadcast(1.0f);
-  return div(max(broadcast(-100.0f), x), add(one, exp(mul(broadcast(-1.0f), x))));
+  const vec16 power = exp(mul(broadcast(-1.0f), x));
+  LLAMBA_EACH_PART(n_where_greater(x.part[i], n_set(-88.37626f), x.part[i] / (n_set(1.0f) + power.part[i]),
+                                   x.part[i] * n_set(0.0f)));
 }
 
 #undef LLAMBA_EACH_PART

@@ -132,7 +132,7 @@ class SpeculativeDecoder:
             stats.tokens += len(emitted)
             yield emitted
             remaining = max_new_tokens - stats.tokens
-            if emitted[-1] in stop or remaining == 0:
+            if emitted[-1] in stop or remaining <= 0:
                 return
             if self._stream is not stream:
                 raise ValueError(
