@@ -320,7 +320,7 @@ REFUSED = {
     "cursor columns": (
         dict(cursor=GOOD["cursor"][:, :3]),
         ValueError,
-        "cursor_columns must be 4 to 2147483647; got 3",
+        "columns of cursor must be 4 to 2147483647; got 3",
     ),
     "slots shape": (
         dict(slots=torch.zeros(3, dtype=torch.int32)),

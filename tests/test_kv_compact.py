@@ -136,8 +136,8 @@ def changed(name, index, value):
 CACHE, SHARED = torch.zeros(2, 1, 8, 4), torch.zeros(100)
 SHAPE = "have shape (nslots, kv_heads, max_tokens, head_dim) = (2, 1, 8, 4)"
 REFUSED = {
-    "no caches": (dict(k_caches=[], v_caches=[]), ValueError, "caches_of_keys must be 1 to 2147483647; got 0"),
-    "a missing cache": (dict(v_caches=[CACHE]), ValueError, "caches_of_values must be 2; got 1"),
+    "no caches": (dict(k_caches=[], v_caches=[]), ValueError, "length of k_caches must be 1 to 2147483647; got 0"),
+    "a missing cache": (dict(v_caches=[CACHE]), ValueError, "length of v_caches must be 2; got 1"),
     "cache dim": (
         dict(k_caches=[CACHE[0], CACHE]),
         ValueError,
@@ -177,7 +177,7 @@ REFUSED = {
     "cursor columns": (
         dict(cursor=good()["cursor"][:, :3]),
         ValueError,
-        "cursor_columns must be 4 to 2147483647; got 3",
+        "columns of cursor must be 4 to 2147483647; got 3",
     ),
     "accepted shape": (
         dict(accepted=torch.zeros(3, dtype=torch.int32)),

@@ -9,8 +9,11 @@
 
 using namespace llamba;
 
-extern "C" int llamba_argmax_cpu(const llamba_argmax_args* args) {
-  constexpr const char* kOp = "argmax";
+namespace {
+
+constexpr const char* kOp = "argmax";
+
+int argmax(const llamba_argmax_args* args) {
   LLAMBA_CHECK_SIZE(kOp, args);
   LLAMBA_CHECK_DTYPE(kOp, args);
   LLAMBA_CHECK_LEAST(kOp, args, batch, 0);
@@ -36,4 +39,10 @@ extern "C" int llamba_argmax_cpu(const llamba_argmax_args* args) {
         rows[row].argmax;
   }
   return LLAMBA_OK;
+}
+
+}  // namespace
+
+extern "C" int llamba_argmax_cpu(const llamba_argmax_args* args) {
+  return guarded(kOp, [&] { return argmax(args); });
 }

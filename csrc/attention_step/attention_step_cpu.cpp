@@ -214,5 +214,5 @@ int check_and_run(const llamba_attention_step_args& args) {
 }  // namespace llamba
 
 extern "C" int llamba_attention_step_cpu(const llamba_attention_step_args* args) {
-  return llamba::check_and_run(*args);
+  return llamba::guarded(llamba::kOp, [&] { return llamba::check_and_run(*args); });
 }

@@ -38,16 +38,10 @@ void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
   CHECK_STRIDE(cursor, -1, 1);
   const int64_t cursor_columns = cursor.size(1);
   CHECK_SHAPE(cursor, nslots, cursor_columns);
-  CHECK_RANGE(cursor_columns, LLAMBA_CURSOR_HEADER, INT32_MAX);
-  CHECK_SHAPE(slots, batch);
-  CHECK_DTYPE(slots, Int);
-  CHECK_SAME_DEVICE(slots, q);
-  CHECK_STRIDE(slots, -1, 1);
+  check_range(kOp, "columns of cursor", cursor_columns, LLAMBA_CURSOR_HEADER, INT32_MAX);
+  CHECK_INDICES(slots, q, batch);
   if (parents.has_value()) {
-    CHECK_SHAPE(*parents, batch, ntokens);
-    CHECK_DTYPE(*parents, Int);
-    CHECK_SAME_DEVICE(*parents, q);
-    CHECK_STRIDE(*parents, -1, 1);
+    CHECK_INDICES(*parents, q, batch, ntokens);
     args.parents = static_cast<const int32_t*>(parents->const_data_ptr());
     args.parents_stride_batch = parents->stride(0);
   }

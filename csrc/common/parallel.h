@@ -5,6 +5,10 @@
 
 namespace llamba {
 
+// A thread is worth waking from tens of microseconds of work: so many elements of an operator with some ten instructions
+// for sixteen of them. Others count what they do, beside their parallel_for.
+constexpr int64_t kElementsPerThread = 1 << 16;
+
 extern llamba_parallel_for parallel_for_pointer;
 
 // body(begin, end) over [begin, end), in pieces of at least `grain`.

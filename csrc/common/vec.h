@@ -211,17 +211,22 @@ LLAMBA_INLINE void store(float16* p, vec16 a) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// The float's bits with the bfloat16 that from_float gives in their upper half; the lower half means nothing.
+LLAMBA_INLINE __m512i bfloat16_bits(vec16 a) {
+  const __m512i bits = _mm512_castps_si512(a.part[0]);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet_nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a.part[0], a.part[0], _CMP_UNORD_Q), quiet_nan);
+}
+#endif
+
 // Rounds as from_float does.
 LLAMBA_INLINE void store(bfloat16* p, vec16 a) {
 #if defined(__AVX512F__)
-  const __m512i bits = _mm512_castps_si512(a.part[0]);
-  const __m512i upper = _mm512_srli_epi32(bits, 16);
-  const __m512i half = _mm512_add_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
-  const __m512i quiet_nan = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
-  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.part[0], a.part[0], _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_mov_epi32(rounded, is_nan, quiet_nan);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(result));
+  const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bfloat16_bits(a), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), upper);
 #elif defined(__AVX2__)
   __m256i result[2];
   for (int i = 0; i < 2; ++i) {
@@ -365,12 +370,8 @@ LLAMBA_INLINE vec16 rounded_to<float16>(vec16 a) {
 }
 template <>
 LLAMBA_INLINE vec16 rounded_to<bfloat16>(vec16 a) {
-  const __m512i bits = _mm512_castps_si512(a.part[0]), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i quiet_nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-  const __mmask16 is_nan = _mm512_cmp_ps_mask(a.part[0], a.part[0], _CMP_UNORD_Q);
-  return vec16{{_mm512_castsi512_ps(_mm512_and_si512(_mm512_mask_mov_epi32(rounded, is_nan, quiet_nan), upper))}};
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return vec16{{_mm512_castsi512_ps(_mm512_and_si512(bfloat16_bits(a), upper))}};
 }
 #endif
 

@@ -183,22 +183,22 @@ extern "C" {
 
 int llamba_cursor_rollback_cpu(const llamba_cursor_rollback_args* args) {
   LLAMBA_CHECK_SIZE("cursor_rollback", args);
-  return llamba::cursor_rollback(*args);
+  return llamba::guarded("cursor_rollback", [&] { return llamba::cursor_rollback(*args); });
 }
 
 int llamba_cursor_reset_cpu(const llamba_cursor_reset_args* args) {
   LLAMBA_CHECK_SIZE("cursor_reset", args);
-  return llamba::cursor_reset(*args);
+  return llamba::guarded("cursor_reset", [&] { return llamba::cursor_reset(*args); });
 }
 
 int llamba_cursor_begin_cpu(const llamba_cursor_begin_args* args) {
   LLAMBA_CHECK_SIZE("cursor_begin", args);
-  return llamba::cursor_begin(*args);
+  return llamba::guarded("cursor_begin", [&] { return llamba::cursor_begin(*args); });
 }
 
 int llamba_cursor_commit_cpu(const llamba_cursor_commit_args* args) {
   LLAMBA_CHECK_SIZE("cursor_commit", args);
-  return llamba::cursor_commit(*args);
+  return llamba::guarded("cursor_commit", [&] { return llamba::cursor_commit(*args); });
 }
 
 }  // extern "C"

@@ -24,7 +24,6 @@ extern "C" int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args)
   }
   if (!(args->eps > 0.0f)) return fail(LLAMBA_VALUE_ERROR, "%s: eps must be positive; got %g", kOp, args->eps);
 
-  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
   const int64_t groups = args->batch * args->ntokens * (args->width / args->group_size);
   const int64_t grain = (kElementsPerThread + args->group_size - 1) / args->group_size;
   parallel_for(0, groups, grain,

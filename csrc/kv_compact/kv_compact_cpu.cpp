@@ -77,9 +77,9 @@ int kv_compact(const llamba_kv_compact_args& args) {
   }
   if (status != LLAMBA_OK || args.head_dim == 0) return status;  // memcpy takes no null pointer, not even for 0 bytes
   const int64_t element_size = args.dtype == LLAMBA_FLOAT32 ? 4 : 2;
-  constexpr int64_t kElementsPerThread = 1 << 18;  // a thread is worth waking from about 50 us of work
+  constexpr int64_t kCopiesPerThread = 1 << 18;  // elements
   const int64_t elements = args.max_window * args.kv_heads * args.head_dim;
-  parallel_for(0, args.ncaches * args.batch, kElementsPerThread / (elements + 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, args.ncaches * args.batch, kCopiesPerThread / (elements + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       if (args.slots[item % args.batch] >= 0) move_rows(args, item / args.batch, item % args.batch, element_size);
     }

@@ -15,25 +15,19 @@ void kv_compact(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& 
   CHECK_DIM(cursor, 2, 2);
   CHECK_DTYPE(cursor, Int);
   CHECK_STRIDE(cursor, -1, 1);
-  const int64_t cursor_columns = cursor.size(1), caches_of_keys = k_caches.size(), caches_of_values = v_caches.size();
-  CHECK_RANGE(cursor_columns, LLAMBA_CURSOR_HEADER, INT32_MAX);
-  CHECK_RANGE(caches_of_keys, 1, INT32_MAX);
-  CHECK_RANGE(caches_of_values, caches_of_keys, caches_of_keys);
+  check_range(kOp, "columns of cursor", cursor.size(1), LLAMBA_CURSOR_HEADER, INT32_MAX);
+  const int64_t ncaches = k_caches.size();
+  check_range(kOp, "length of k_caches", ncaches, 1, INT32_MAX);
+  check_range(kOp, "length of v_caches", v_caches.size(), ncaches, ncaches);
   CHECK_DIM(slots, 1, 1);
   CHECK_DTYPE(slots, Int);
   CHECK_SAME_DEVICE(slots, cursor);
   CHECK_STRIDE(slots, -1, 1);
   const int64_t batch = slots.size(0);
-  CHECK_SHAPE(accepted, batch);
-  CHECK_DTYPE(accepted, Int);
-  CHECK_SAME_DEVICE(accepted, cursor);
-  CHECK_STRIDE(accepted, -1, 1);
+  CHECK_INDICES(accepted, cursor, batch);
   CHECK_DIM(path, 2, 2);
   const int64_t max_window = path.size(1);
-  CHECK_SHAPE(path, batch, max_window);
-  CHECK_DTYPE(path, Int);
-  CHECK_SAME_DEVICE(path, cursor);
-  CHECK_STRIDE(path, -1, 1);
+  CHECK_INDICES(path, cursor, batch, max_window);
 
   std::vector<NamedTensor> caches;
   for (size_t i = 0; i < k_caches.size(); ++i) {

@@ -21,7 +21,6 @@ extern "C" int llamba_rms_norm_cpu(const llamba_rms_norm_args* args) {
   LLAMBA_CHECK_LEAST(kOp, args, width, 0);
   if (!(args->eps > 0.0f)) return fail(LLAMBA_VALUE_ERROR, "%s: eps must be positive; got %g", kOp, args->eps);
 
-  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
   parallel_for(0, args->batch * args->ntokens * args->nheads, kElementsPerThread / (args->width + 1) + 1,
                [&](int64_t begin, int64_t end) { LLAMBA_CALL_ISA(rms_norm_rows, *args, begin, end); });
   return LLAMBA_OK;

@@ -36,7 +36,6 @@ extern "C" int llamba_rope_cpu(const llamba_rope_args* args) {
       }
     }
   }
-  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
   parallel_for(0, args->batch * args->ntokens, kElementsPerThread / (args->nheads * args->head_dim + 1) + 1,
                [&](int64_t begin, int64_t end) { LLAMBA_CALL_ISA(rope_tokens, *args, begin, end); });
   return LLAMBA_OK;

@@ -18,7 +18,6 @@ extern "C" int llamba_silu_mul_cpu(const llamba_silu_mul_args* args) {
   LLAMBA_CHECK_LEAST(kOp, args, batch, 0);
   LLAMBA_CHECK_LEAST(kOp, args, ntokens, 0);
   LLAMBA_CHECK_LEAST(kOp, args, width, 0);
-  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
   parallel_for(0, args->batch * args->ntokens, kElementsPerThread / (args->width + 1) + 1,
                [&](int64_t begin, int64_t end) { LLAMBA_CALL_ISA(silu_mul_rows, *args, begin, end); });
   return LLAMBA_OK;

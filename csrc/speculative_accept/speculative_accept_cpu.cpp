@@ -130,5 +130,5 @@ int speculative_accept(const llamba_speculative_accept_args& args) {
 }  // namespace llamba
 
 extern "C" int llamba_speculative_accept_cpu(const llamba_speculative_accept_args* args) {
-  return llamba::speculative_accept(*args);
+  return llamba::guarded("speculative_accept", [&] { return llamba::speculative_accept(*args); });
 }

@@ -55,7 +55,6 @@ void import_tail(const llamba_state_import_args& args, int32_t i, const int32_t*
 int state_import(const llamba_state_import_args& args) {
   const int status = check(args);
   if (status != LLAMBA_OK) return status;
-  constexpr int64_t kElementsPerThread = 1 << 16;  // a thread is worth waking from about 50 us of work
   const int64_t grain = kElementsPerThread / (int64_t{args.headdim} * args.dstate) + 1;
   parallel_for(0, int64_t{args.batch} * args.nheads, grain, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -75,5 +74,5 @@ int state_import(const llamba_state_import_args& args) {
 
 extern "C" int llamba_state_import_cpu(const llamba_state_import_args* args) {
   LLAMBA_CHECK_SIZE(llamba::kOp, args);
-  return llamba::state_import(*args);
+  return llamba::guarded(llamba::kOp, [&] { return llamba::state_import(*args); });
 }

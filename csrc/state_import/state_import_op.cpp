@@ -25,7 +25,7 @@ void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpo
   CHECK_RANGE(dstate, 0, kMost);
   CHECK_RANGE(conv_dim, 0, kMost);
   CHECK_RANGE(capacity, 0, kMost);
-  CHECK_RANGE(width, 2, 4);
+  check_range(kOp, "rows of tail (width - 1)", width - 1, 1, 3);
   CHECK_STRIDE(checkpoint, -1, 1);
   CHECK_SAME_DEVICE(checkpoint, rows);
   CHECK_SHAPE(rows, nslots, capacity, conv_dim);
