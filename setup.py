@@ -9,7 +9,7 @@ Environment: LLAMBA_CUDA=0|1|auto (auto: build it if nvcc is found), LLAMBA_CUDA
 CUDACXX or CUDA_HOME. Compiled files stay in build/, so that the next build compiles only what has changed.
 Two variants for tests; `python setup.py build` puts a copy of the package beside whatever else is built:
 LLAMBA_SANITIZE=address  into build/address/lib, its CPU libraries with AddressSanitizer and UndefinedBehaviorSanitizer
-LLAMBA_SIMT=1            into build/simt/lib; libllamba_cuda.so is the CUDA kernels' own source, built by the C++ compiler
+LLAMBA_SIMT=1            into build/simt/lib; libllamba_cuda.so is the CUDA kernels, built by the C++ compiler
                          for the executor of csrc/simt, and operators on CPU tensors run them. Both: build/simt-address
 """
 

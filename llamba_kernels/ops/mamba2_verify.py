@@ -4,7 +4,6 @@ import torch
 
 from .._load import call, operator
 
-
 ALGORITHMS = {"recurrent": 0, "matmul": 1}  # llamba_algorithm in csrc/include/llamba.h
 
 
