@@ -13,7 +13,8 @@ namespace {
 
 constexpr int32_t kMostWidth = 4;
 constexpr int32_t kNoInput = -1;
-constexpr int32_t kConvVector = 4;  // channels of a thread's conv item
+constexpr int32_t kConvVector =
+    2;  // channels of a thread's conv item: 16-bit taps of width 4 are then one 16-byte load
 
 struct Mamba2Step {
   int32_t batch_idx, slot;
@@ -82,11 +83,11 @@ __device__ inline void find_inputs(const llamba_mamba2_verify_args& args, const 
 
 template <typename T>
 struct ConvVectorBits {
-  using type = uint2;
+  using type = unsigned;
 };
 template <>
 struct ConvVectorBits<float> {
-  using type = uint4;
+  using type = uint2;
 };
 
 template <typename T>
@@ -114,6 +115,39 @@ __device__ __forceinline__ void store_vector(T* p, int32_t count, const T (&v)[k
     for (int32_t c = 0; c < kConvVector; ++c) {
       if (c < count) store_global(p + c, v[c]);
     }
+  }
+}
+
+// taps [kMostWidth, kConvVector], oldest first, of channels channel ...; the oldest of a narrow conv are zero.
+template <typename T>
+__device__ __forceinline__ void load_taps(const llamba_mamba2_verify_args& args, int32_t channel, int32_t count,
+                                          float (&taps)[kMostWidth][kConvVector]) {
+  const T* weight = static_cast<const T*>(args.conv_weight) + channel * args.conv_weight_stride_channel;
+  T columns[kConvVector][kMostWidth];
+  if (args.cursor.width == kMostWidth && args.conv_weight_stride_channel == kMostWidth &&
+      args.conv_weight_stride_tap == 1 && count >= kConvVector && reinterpret_cast<uintptr_t>(weight) % 16 == 0) {
+    uint4 bits[sizeof(columns) / sizeof(uint4)];
+#pragma unroll
+    for (unsigned i = 0; i < sizeof(columns) / sizeof(uint4); ++i) {
+      bits[i] = load_global(reinterpret_cast<const uint4*>(weight) + i);
+    }
+    memcpy(columns, bits, sizeof(columns));
+  } else {
+#pragma unroll
+    for (int32_t j = 0; j < kConvVector; ++j) {
+#pragma unroll
+      for (int32_t tap = 0; tap < kMostWidth; ++tap) {
+        const int32_t from = tap - (kMostWidth - args.cursor.width);
+        columns[j][tap] = T{};
+        if (from < 0 || j >= count) continue;
+        columns[j][tap] =
+            load_global(weight + j * args.conv_weight_stride_channel + from * args.conv_weight_stride_tap);
+      }
+    }
+  }
+#pragma unroll
+  for (int32_t tap = 0; tap < kMostWidth; ++tap) {
+    for (int32_t j = 0; j < kConvVector; ++j) taps[tap][j] = to_float(columns[j][tap]);
   }
 }
 
@@ -147,15 +181,10 @@ __device__ __forceinline__ void conv_part(const llamba_mamba2_verify_args& args,
     const int32_t end = begin + piece < part.first + part.count ? begin + piece : part.first + part.count;
     if (begin >= end) continue;
     float taps[kMostWidth][kConvVector], bias[kConvVector], window[kMostWidth][kConvVector];
+    load_taps<T>(args, channel, rest, taps);
     for (int32_t j = 0; j < kConvVector; ++j) {
-      const int64_t at = j < rest ? channel + j : channel;
-      const T* weight = static_cast<const T*>(args.conv_weight) + at * args.conv_weight_stride_channel;
-      bias[j] = args.conv_bias != nullptr ? to_float(load_global(static_cast<const T*>(args.conv_bias) + at)) : 0.0f;
-#pragma unroll
-      for (int32_t tap = 0; tap < kMostWidth; ++tap) {  // the oldest taps of a narrow conv are zero and not read
-        const int32_t from = tap - (kMostWidth - width);
-        taps[tap][j] = from >= 0 ? to_float(load_global(weight + from * args.conv_weight_stride_tap)) : 0.0f;
-      }
+      const T* from = static_cast<const T*>(args.conv_bias) + channel + (j < rest ? j : 0);
+      bias[j] = args.conv_bias != nullptr ? to_float(load_global(from)) : 0.0f;
     }
     int32_t before = -1;
     for (int32_t visit = begin; visit < end; ++visit) {
