@@ -225,6 +225,16 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
     return "\n".join(ninja.lines) + "\n"
 
 
+def write_ptxas_log(folder, nvcc):
+    """<folder>/ptxas.log: what ptxas said of every kernel, under nvcc's version; without nvcc, none."""
+    log = folder / "ptxas.log"
+    log.unlink(missing_ok=True)
+    if nvcc:
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        parts = [(folder / f"{source}.o.ptxas").read_text() for source in sources("csrc/*/*_launch.cu")]
+        log.write_text("\n".join([f"nvcc {re.search(r'V([0-9.]+)', version)[1]}", *parts]))
+
+
 class BuildFresh(build):
     """setuptools never empties its staging folder: a deleted module or an old CUDA library would still be shipped."""
 
@@ -255,8 +265,7 @@ class BuildNative(build_ext):
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([*find_ninja(), "-f", folder / "build.ninja", *jobs], cwd=ROOT).returncode != 0:
             stop("the native build must succeed; the compiler's messages are above")
-        for log in [folder / "ptxas.log"] if NVCC else []:
-            log.write_text("\n".join(path.read_text() for path in sorted((folder / "csrc").rglob("*.ptxas"))))
+        write_ptxas_log(folder, NVCC)
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
