@@ -130,6 +130,9 @@ def register_problems(table, usage):
 
 def main():
     version, usage = read_ptxas(PTXAS_LOG.read_text())
+    archs = {arch for _, arch in usage}
+    if archs != ARCHS.keys():
+        raise SystemExit(f"{TABLE.name}: the build must be for {', '.join(ARCHS)}; got {', '.join(sorted(archs))}")
     shape, launches = run_launchers()
     text = table_text(version, shape, make_table(usage, launches))
     if sys.argv[1:] == ["--write"]:
