@@ -26,6 +26,10 @@ def built():
     return read_ptxas(PTXAS_LOG.read_text())
 
 
+def assert_none(problems):
+    assert problems == [], "\n".join(["", *problems])
+
+
 # ---- this build ----
 
 
@@ -41,7 +45,7 @@ def test_launches_are_as_committed(built):
     _, shape, table = read_table(TABLE.read_text())
     launched_shape, launches = run_launchers()
     assert launched_shape == shape
-    assert launch_problems(table, built[1], launches) == []
+    assert_none(launch_problems(table, built[1], launches))
 
 
 @needs_kernels
@@ -50,14 +54,14 @@ def test_registers_are_as_committed(built):
     version, usage = built
     if version != committed:
         pytest.skip(f"{TABLE.name} has the registers of nvcc {committed}; this build has those of {version}")
-    assert register_problems(table, usage) == []
+    assert_none(register_problems(table, usage))
 
 
 def test_committed_table_is_consistent_and_as_written():
     text = TABLE.read_text()
     version, shape, table = read_table(text)
     assert table_text(version, shape, table) == text
-    assert block_problems(table, LEAST_BLOCKS) == []
+    assert_none(block_problems(table, LEAST_BLOCKS))
 
 
 @needs_kernels
@@ -65,7 +69,7 @@ def test_committed_table_is_consistent_and_as_written():
 def test_instructions_that_matter(built):
     sass = read_sass(dump(find_cuobjdump(), ROOT / "build" / "native" / "libllamba_cuda.so"))
     assert sass.keys() == built[1].keys()
-    assert sass_problems(sass, FACTS) == []
+    assert_none(sass_problems(sass, FACTS))
 
 
 # ---- the readers ----
