@@ -57,7 +57,7 @@ def run_launchers():
     objects = re.search(r"libllamba_cuda\.so: nvcc_link (.*)", ninja)[1]
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/launches"
-        flags = "-std=c++20 -Wall -Icsrc/include tests/cuda_launches.cpp tests/cuda_runtime.cpp"
+        flags = "-std=c++20 -Wall -Icsrc/include tests/cuda_launches*.cpp tests/cuda_runtime.cpp"
         subprocess.run(f"{compiler} {flags} {objects} -o {program}", shell=True, cwd=ROOT, check=True)
         shape, *lines = subprocess.run([program], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     return shape, read_launches(lines)

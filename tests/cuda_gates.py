@@ -6,7 +6,7 @@ Registers are ptxas's own words, in build/ptxas.log. Threads and shared memory a
 tests/cuda_launches.cpp calls every llamba_<op>_cuda at a reference shape, linked with the objects of libllamba_cuda.so
 and, in NVIDIA's place, with the runtime of tests/cuda_runtime.cpp, which prints each launch and needs no GPU.
 
-A new kernel: add the call that launches it, one for each instantiation, to cuda_launches.cpp, and to cuda_sass.py what
+A new kernel: add the call that launches it, one for each instantiation, to cuda_launches*.cpp, and to cuda_sass.py what
 its instructions must be, if that matters; then build and --write. Refused: a kernel that no call launches, one that two
 calls launch differently, and one of which fewer than LEAST_BLOCKS fit an SM.
 """
