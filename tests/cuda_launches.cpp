@@ -1,4 +1,4 @@
-// Calls every llamba_<op>_cuda once per kernel that it can launch, at one reference shape, under tests/cuda_runtime.cpp.
+// Calls every llamba_<op>_cuda once per kernel that it can launch, at one shape, under the runtime of cuda_runtime.cpp.
 // A kernel that no call launches fails the gates of tests/cuda_gates.py.
 #include "cuda_launches.h"
 

@@ -1,6 +1,6 @@
-// A CUDA runtime that launches nothing: it prints "kernel threads shared_bytes" for every launch. Linked with the objects
-// of libllamba_cuda.so in place of NVIDIA's, so that the launchers themselves say how they launch (tests/cuda_gates.py).
-// A launcher that calls more of the runtime does not link: give it its answer here.
+// A CUDA runtime that launches nothing: it prints "kernel threads shared_bytes" for every launch. Linked with the
+// objects of libllamba_cuda.so in place of NVIDIA's, so that the launchers themselves say how they launch
+// (tests/cuda_gates.py). A launcher that calls more of the runtime does not link: give it its answer here.
 #include <cstddef>
 #include <cstdio>
 #include <map>
