@@ -27,6 +27,23 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t smem, c
 #endif
 }
 
+// Of the current device: its multiprocessors, and the bytes of shared memory that a block may have.
+inline cudaError_t device_limits(int* multiprocessors, int* shared_bytes) {
+#ifdef LLAMBA_SIMT
+  *multiprocessors = 4;  // few: tests of small shapes then see blocks of every size
+  *shared_bytes = 227 * 1024;
+  return cudaSuccess;
+#else
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  return error;
+#endif
+}
+
 // The block's dynamic shared memory as the kernel's SharedStorage struct.
 template <typename Storage>
 __device__ Storage& shared_storage() {
