@@ -132,7 +132,7 @@ class SpeculativeDecoder:
             stats.tokens += len(emitted)
             yield emitted
             remaining = max_new_tokens - stats.tokens
-            if emitted[-1] in stop or remaining <= 0:
+            if emitted[-1] in stop or remaining == 0:
                 return
             if self._stream is not stream:
                 raise ValueError(
@@ -140,7 +140,9 @@ class SpeculativeDecoder:
                 )
             pending = emitted[-1]
             with _timed(stats, "draft"):
-                drafts = self.draft.propose(min(self.window, remaining) - 1)
+                most = min(self.window, remaining) - 1
+                drafts = self.draft.propose(most)
+            self._check_drafts(drafts, most)
             accepted, token = self._verify([pending, *drafts], temperature, generator)
             emitted = [*drafts[: accepted - 1], token]
             for i, candidate in enumerate(emitted):
@@ -197,6 +199,20 @@ class SpeculativeDecoder:
             )
         if not 0.0 <= temperature < float("inf"):
             raise ValueError(f"generate: temperature must be 0 (greedy) or positive; got {temperature}")
+
+    def _check_drafts(self, drafts: list[int], most: int) -> None:
+        """A draft source is anybody's code: refused before the step opens, so that the slot stays usable."""
+        vocab = self.model.config.vocab_size
+        rule = f"generate: drafts must be a list of at most {most} ints from 0 to vocab_size - 1 = {vocab - 1}"
+        if not isinstance(drafts, list):
+            raise TypeError(f"{rule}; got {type(drafts).__name__}")
+        if len(drafts) > most:
+            raise ValueError(f"{rule}; got {len(drafts)}")
+        for token in drafts:
+            if type(token) is not int:
+                raise TypeError(f"{rule}; got one of {type(token).__name__}")
+            if not 0 <= token < vocab:
+                raise ValueError(f"{rule}; got {token} among them")
 
 
 class _timed:
