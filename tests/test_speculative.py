@@ -301,6 +301,14 @@ def test_drafts_beyond_max_new_tokens_are_refused(plain):
     assert_refused(ValueError, sentence, next, stream)
 
 
+@pytest.mark.parametrize(
+    "window, kind, rule",
+    [(0, ValueError, "1 to 64; got 0"), (65, ValueError, "1 to 64; got 65"), ("4", TypeError, "an int; got str")],
+)
+def test_windows_that_are_refused(plain, window, kind, rule):
+    assert_refused(kind, f"SpeculativeDecoder: window must be {rule}", SpeculativeDecoder, plain[0], window=window)
+
+
 def test_prompt_lookup_copies_what_followed_the_longest_match():
     draft = PromptLookup(max_ngram=3)
     draft.reset([1, 2, 3, 4, 9, 2, 3, 7, 1, 2, 3])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..cache import DecodeCache, Session, fold_every_for
+from ..cache import DecodeCache, Session, check_int, fold_every_for
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import speculative_accept
@@ -69,8 +69,7 @@ class SpeculativeDecoder:
         max_tokens: int | None = None,
         fold_every: int | None = None,
     ):
-        if not 1 <= window <= 64:
-            raise ValueError(f"SpeculativeDecoder: window must be 1 to 64; got {window}")
+        check_int("SpeculativeDecoder: window", window, 1, 64)
         self.window = window
         self.draft = PromptLookup() if draft is None else draft
         if fold_every is None:
