@@ -194,7 +194,8 @@ class DecodeCache:
         """Put a saved sequence into a slot, of this cache or of another for the same model.
 
         Decoding goes on with the bits it would have had, if the checkpoints are float32 or the saved position is a
-        multiple of fold_every; what is before that position cannot be rolled back.
+        multiple of fold_every; what is before that position cannot be rolled back. An import that is refused for its
+        slot, its length or its number of layers changes nothing; one that fails in a layer leaves the slot fresh.
         """
         self.check_slot("state_import", slot)
         if len(saved.layers) != len(self.layers):
