@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import Surrounded, assert_bitwise, assert_refused, sliced
+from helpers import Surrounded, assert_bitwise, assert_refused, sliced, threads
 
 from llamba_kernels.ops import speculative_accept
 from llamba_kernels.testing import make_speculative_accept_inputs
@@ -111,10 +111,8 @@ def test_rows_strides_and_bystanders():
         assert given is surrounded.inner
         assert_bitwise(given, values)
         surrounded.assert_surroundings_untouched()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    alone = [speculative_accept(*(x[b : b + 1] for x in inputs[:-1]), inputs[-1]) for b in range(BASE["batch"])]
-    torch.set_num_threads(threads)
+    with threads(1):
+        alone = [speculative_accept(*(x[b : b + 1] for x in inputs[:-1]), inputs[-1]) for b in range(BASE["batch"])]
     assert_bitwise(torch.cat([accepted for accepted, _ in alone]), expected[0])
     assert_bitwise(torch.cat([token for _, token in alone]), expected[1])
 
