@@ -231,7 +231,7 @@ REFUSALS = [
     (dict(prompt=torch.ones(1, 3).long()), "generate: prompt must be one sequence of ids, (n,); got shape (1, 3)"),
     (dict(prompt=[]), "generate: prompt must have at least one token; got none"),
     (dict(prompt=[61]), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got 61"),
-    (dict(max_new_tokens=0), "generate: max_new_tokens must be at least 1; got 0"),
+    (dict(max_new_tokens=0), "generate: max_new_tokens must be 1 to 256; got 0"),
     (dict(max_new_tokens=250), "generate: prompt + max_new_tokens must be at most max_tokens = 256; got 10 + 250"),
     (dict(temperature=-1.0), "generate: temperature must be 0 (greedy) or positive; got -1.0"),
 ]
@@ -299,6 +299,12 @@ def test_drafts_beyond_max_new_tokens_are_refused(plain):
     next(stream)
     sentence = DRAFTS.replace("at most 2", "at most 1") + "2"
     assert_refused(ValueError, sentence, next, stream)
+
+
+def test_max_new_tokens_is_an_int(plain):
+    """Decoding ends when exactly none remain."""
+    sentence = "generate: max_new_tokens must be an int; got float"
+    assert_refused(TypeError, sentence, SpeculativeDecoder(plain[0]).generate, PROMPT, 4.5)
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,7 @@ class SpeculativeDecoder:
         if int(prompt.min()) < 0 or int(prompt.max()) >= vocab:
             wrong = int(prompt.min()) if int(prompt.min()) < 0 else int(prompt.max())
             raise ValueError(f"generate: prompt must hold ids from 0 to vocab_size - 1 = {vocab - 1}; got {wrong}")
-        if max_new_tokens < 1:
-            raise ValueError(f"generate: max_new_tokens must be at least 1; got {max_new_tokens}")
+        check_int("generate: max_new_tokens", max_new_tokens, 1, self.cache.max_tokens)
         if len(prompt) + max_new_tokens > self.cache.max_tokens:
             raise ValueError(
                 f"generate: prompt + max_new_tokens must be at most max_tokens = {self.cache.max_tokens}; "
