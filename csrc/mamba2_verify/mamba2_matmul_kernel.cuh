@@ -11,7 +11,7 @@
 //          a time  6 folded state -> checkpoint
 // Barriers after 2, 3 and 4
 // Numerics a float is split into three bfloat16, which hold it exactly, a half into two: products of pieces are exact,
-//          pairs below 2^-24 of the product are left out, sums are the tensor core's fp32
+//          pairs below 2^-31 of the product are left out, sums are the tensor core's fp32
 // Requires max_ntokens <= 64, shared memory for the session's rows        (checked in mamba2_matmul_launch.cu)
 #pragma once
 
@@ -37,18 +37,40 @@ struct Pieces<bfloat16> {
   static constexpr int kCount = 1;
 };
 
-// pieces[i]: the i-th of low in bits 0 to 15, of high above. Cut off, so each remainder is exact.
-template <int kCount>
-__device__ __forceinline__ void split_pair(float low, float high, unsigned (&pieces)[kCount]) {
+// pieces[i][at]: the i-th of low in bits 0 to 15, of high above. Cut off, so each remainder is exact.
+template <int kCount, int kRegisters>
+__device__ __forceinline__ void split_pair(float low, float high, int at, unsigned (&pieces)[kCount][kRegisters]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    pieces[i] = upper_halves(low, high);
+    pieces[i][at] = upper_halves(low, high);
     if (i + 1 < kCount) {
       low -= float_of(bits_of(low) & 0xffff0000u);
       high -= float_of(bits_of(high) & 0xffff0000u);
     }
   }
 }
+
+// A sum of products of pieces. The tensor core cuts its sums off, always towards zero: a long chain of them would drift
+// by half a unit in the last place each time. So only the small products are chained; each step's products of the first
+// pieces start from zero, and their sum is added by an ordinary, rounded addition.
+struct PieceSum {
+  float sum[4] = {}, small[4] = {};
+
+  template <int kCountA, int kCountB>
+  __device__ __forceinline__ void add(const unsigned (&a)[kCountA][4], const unsigned (&b)[kCountB][2], int used_of_a) {
+#pragma unroll
+    for (int i = kCountA - 1; i >= 0; --i) {
+#pragma unroll
+      for (int j = kCountB - 1; j >= 0; --j) {
+        if (i + j > 0 && i + j <= 3 && i < used_of_a) mma_bf16(small, a[i], b[j]);
+      }
+    }
+    float first[4] = {};
+    mma_bf16(first, a[0], b[0]);
+    for (int i = 0; i < 4; ++i) sum[i] += first[i];
+  }
+  __device__ __forceinline__ float total(int i) const { return sum[i] + small[i]; }
+};
 
 // ---- shared memory: sizes known at launch ----
 
@@ -209,29 +231,23 @@ __device__ inline void make_M(const llamba_mamba2_verify_args& args, const Mamba
   const int32_t s_tiles = (step.live + step.ntokens + 15) / 16, k_tiles = (step.ntokens + 7) / 8;
   for (int32_t tile = warp; tile < s_tiles * k_tiles; tile += warps) {
     const int32_t s = tile % s_tiles * 16 + g, k = tile / s_tiles * 8;
-    float d[4] = {};
+    PieceSum products;
     for (int32_t n = 4 * t; n < args.dstate; n += 16) {
-      uint2 of_B[2][kPieces], of_C[kPieces];
+      unsigned of_B[kPieces][4], of_C[kPieces][2];
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
-        of_B[0][i] = load_fragment(shared.B + (i * shared.rows + s) * shared.n_pitch + n);
-        of_B[1][i] = load_fragment(shared.B + (i * shared.rows + s + 8) * shared.n_pitch + n);
-        of_C[i] = load_fragment(shared.C + (i * shared.tokens + k + g) * shared.n_pitch + n);
+        const uint2 row = load_fragment(shared.B + (i * shared.rows + s) * shared.n_pitch + n);
+        const uint2 below = load_fragment(shared.B + (i * shared.rows + s + 8) * shared.n_pitch + n);
+        const uint2 column = load_fragment(shared.C + (i * shared.tokens + k + g) * shared.n_pitch + n);
+        of_B[i][0] = row.x, of_B[i][1] = below.x, of_B[i][2] = row.y, of_B[i][3] = below.y;
+        of_C[i][0] = column.x, of_C[i][1] = column.y;
       }
-#pragma unroll
-      for (int i = kPieces - 1; i >= 0; --i) {
-#pragma unroll
-        for (int j = kPieces - 1; j >= 0; --j) {
-          if (i + j > 2) continue;
-          const unsigned a[4] = {of_B[0][i].x, of_B[1][i].x, of_B[0][i].y, of_B[1][i].y}, b[2] = {of_C[j].x, of_C[j].y};
-          mma_bf16(d, a, b);
-        }
-      }
+      products.add(of_B, of_C, kPieces);
     }
     for (int i = 0; i < 4; ++i) {
       const int32_t row = s + 8 * (i / 2), column = k + 2 * t + i % 2;
       float* entry = shared.M + column * shared.M_pitch + row;
-      *entry = *entry == -INFINITY ? 0.0f : d[i] * (shared.dt[row] * ex2_approx(*entry));
+      *entry = *entry == -INFINITY ? 0.0f : products.total(i) * (shared.dt[row] * ex2_approx(*entry));
     }
   }
 }
@@ -243,48 +259,46 @@ __device__ __forceinline__ void make_y(const llamba_mamba2_verify_args& args, co
                                        int32_t tile_row, int32_t k, float (&d)[4]) {
   constexpr int kPieces = Pieces<T>::kCount;
   const int32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  PieceSum products;
   if (step.position > 0) {
 #pragma unroll
     for (int n = 0; n < kState / 16; ++n) {
       if (16 * n >= args.dstate) break;
-      unsigned of_state[4][3];
-      split_pair(state.v[n][0][0], state.v[n][0][1], of_state[0]);
-      split_pair(state.v[n][1][0], state.v[n][1][1], of_state[1]);
-      split_pair(state.v[n][0][2], state.v[n][0][3], of_state[2]);
-      split_pair(state.v[n][1][2], state.v[n][1][3], of_state[3]);
+      unsigned of_state[3][4], of_C[kPieces][2];
+      split_pair(state.v[n][0][0], state.v[n][0][1], 0, of_state);
+      split_pair(state.v[n][1][0], state.v[n][1][1], 1, of_state);
+      split_pair(state.v[n][0][2], state.v[n][0][3], 2, of_state);
+      split_pair(state.v[n][1][2], state.v[n][1][3], 3, of_state);
 #pragma unroll
-      for (int j = kPieces - 1; j >= 0; --j) {
-        const uint2 of_C = load_fragment(shared.C + (j * shared.tokens + k + g) * shared.n_pitch + 16 * n + 4 * t);
-        const unsigned b[2] = {of_C.x, of_C.y};
-#pragma unroll
-        for (int i = 2; i >= 0; --i) {
-          if (i + j > 2 || i >= state_pieces) continue;
-          const unsigned a[4] = {of_state[0][i], of_state[1][i], of_state[2][i], of_state[3][i]};
-          mma_bf16(d, a, b);
-        }
+      for (int i = 0; i < kPieces; ++i) {
+        const uint2 column = load_fragment(shared.C + (i * shared.tokens + k + g) * shared.n_pitch + 16 * n + 4 * t);
+        of_C[i][0] = column.x, of_C[i][1] = column.y;
       }
+      products.add(of_state, of_C, state_pieces);
     }
-    for (int i = 0; i < 4; ++i) d[i] *= ex2_approx(shared.E[k + 2 * t + i % 2]);
+    for (int i = 0; i < 4; ++i) {
+      const float decay = ex2_approx(shared.E[k + 2 * t + i % 2]);
+      products.sum[i] *= decay;
+      products.small[i] *= decay;
+    }
   }
   for (int32_t s = 0; s < step.live + step.ntokens; s += 16) {
-    unsigned of_M[2][3];
+    unsigned of_x[kPieces][4], of_M[3][2];
     const float* M = shared.M + (k + g) * shared.M_pitch + s + 2 * t;
-    split_pair(M[0], M[1], of_M[0]);
-    split_pair(M[8], M[9], of_M[1]);
+    split_pair(M[0], M[1], 0, of_M);
+    split_pair(M[8], M[9], 1, of_M);
 #pragma unroll
-    for (int i = kPieces - 1; i >= 0; --i) {
+    for (int i = 0; i < kPieces; ++i) {
       const uint16_t* x = shared.x + (i * shared.dims + tile_row + g) * shared.s_pitch + s + 2 * t;
       const uint16_t* below = x + 8 * shared.s_pitch;
-      const unsigned a[4] = {*reinterpret_cast<const unsigned*>(x), *reinterpret_cast<const unsigned*>(below),
-                             *reinterpret_cast<const unsigned*>(x + 8), *reinterpret_cast<const unsigned*>(below + 8)};
-#pragma unroll
-      for (int j = 2; j >= 0; --j) {
-        if (i + j > 2) continue;
-        const unsigned b[2] = {of_M[0][j], of_M[1][j]};
-        mma_bf16(d, a, b);
-      }
+      of_x[i][0] = *reinterpret_cast<const unsigned*>(x);
+      of_x[i][1] = *reinterpret_cast<const unsigned*>(below);
+      of_x[i][2] = *reinterpret_cast<const unsigned*>(x + 8);
+      of_x[i][3] = *reinterpret_cast<const unsigned*>(below + 8);
     }
+    products.add(of_x, of_M, kPieces);
   }
+  for (int i = 0; i < 4; ++i) d[i] = products.total(i);
 }
 
 // The value whose pieces lie `stride` apart.
@@ -362,21 +376,21 @@ __global__ void __launch_bounds__(32 * kMostMatmulWarps) mamba2_matmul_kernel(Ma
     const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
     const auto token = [](int32_t i) { return i; };
     const auto keep_row = [&](uint16_t* kept, int32_t pitch, int32_t row, int32_t c, const float (&y)[kConvVector]) {
-      unsigned pieces[kPieces];
-      split_pair(y[0], y[1], pieces);
+      unsigned pieces[kPieces][1];
+      split_pair(y[0], y[1], 0, pieces);
       for (int i = 0; i < kPieces; ++i)
-        *reinterpret_cast<unsigned*>(kept + (i * pitch + row) * shared.n_pitch + c) = pieces[i];
+        *reinterpret_cast<unsigned*>(kept + (i * pitch + row) * shared.n_pitch + c) = pieces[i][0];
     };
     const int32_t dims = args.headdim - first_dim < 16 * warps ? args.headdim - first_dim : 16 * warps;
     conv_part<T>(args, step, shared.inputs,
                  {head / heads_per_x * args.headdim + first_dim, dims, 0, ntotal, head % heads_per_x == 0}, token,
                  [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
-                   unsigned pieces[kPieces];
-                   split_pair(y[0], y[1], pieces);
+                   unsigned pieces[kPieces][1];
+                   split_pair(y[0], y[1], 0, pieces);
                    for (int i = 0; i < kPieces; ++i) {
                      uint16_t* x = shared.x + (i * shared.dims + row_in_tile(c)) * shared.s_pitch + visit;
-                     x[0] = static_cast<uint16_t>(pieces[i]);
-                     x[8 * shared.s_pitch] = static_cast<uint16_t>(pieces[i] >> 16);
+                     x[0] = static_cast<uint16_t>(pieces[i][0]);
+                     x[8 * shared.s_pitch] = static_cast<uint16_t>(pieces[i][0] >> 16);
                    }
                  });
     conv_part<T>(args, step, shared.inputs,

@@ -83,7 +83,8 @@ def mamba2_verify(
     Reference: python_ref/mamba2_verify.py.
     """
     if algorithm == "auto":
-        algorithm = choose_algorithm(xBC.device.type, rows.shape[1], conv_weight.shape[1], fold_every)
+        sizes = rows.shape[1:2] + conv_weight.shape[1:2]  # what is no tensor of the right rank is refused below
+        algorithm = choose_algorithm(xBC.device.type, *sizes, fold_every) if len(sizes) == 2 else "recurrent"
     elif algorithm not in ALGORITHMS:
         raise ValueError(f"mamba2_verify: algorithm must be auto, recurrent or matmul; got {algorithm}")
     if out is None:
