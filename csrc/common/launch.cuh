@@ -27,19 +27,28 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t smem, c
 #endif
 }
 
-// Of the current device: its multiprocessors, and the bytes of shared memory that a block may have.
-inline cudaError_t device_limits(int* multiprocessors, int* shared_bytes) {
+// Of the current device.
+struct DeviceLimits {
+  int multiprocessors, shared_bytes, arch;  // shared_bytes: of one block; arch: 80, 86, 90, ...
+};
+inline cudaError_t device_limits(DeviceLimits* limits) {
 #ifdef LLAMBA_SIMT
-  *multiprocessors = 4;  // few: tests of small shapes then see blocks of every size
-  *shared_bytes = 227 * 1024;
+  *limits = {simt::device[0], simt::device[1], simt::device[2]};
   return cudaSuccess;
 #else
-  int device = 0;
+  int device = 0, major = 0, minor = 0;
+  const struct {
+    cudaDeviceAttr attribute;
+    int* value;
+  } wanted[] = {{cudaDevAttrMultiProcessorCount, &limits->multiprocessors},
+                {cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes},
+                {cudaDevAttrComputeCapabilityMajor, &major},
+                {cudaDevAttrComputeCapabilityMinor, &minor}};
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  for (const auto& [attribute, value] : wanted) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
   }
+  limits->arch = 10 * major + minor;
   return error;
 #endif
 }

@@ -43,6 +43,7 @@ llamba_simt_switch:
 namespace llamba::simt {
 
 ThreadPlace place;
+int device[3] = {4, 227 * 1024, 90};  // few multiprocessors: small tests see blocks of every size
 
 namespace {
 
@@ -423,5 +424,9 @@ const char* cudaGetErrorString(cudaError_t) { return llamba::simt::executor().se
 
 extern "C" {
 LLAMBA_API int llamba_simt_enabled = 1;  // 0: the operators' CPU kernels run instead; set by tests
+// What launchers see from now on.
+LLAMBA_API void llamba_simt_device(int multiprocessors, int shared_bytes, int arch) {
+  llamba::simt::device[0] = multiprocessors, llamba::simt::device[1] = shared_bytes, llamba::simt::device[2] = arch;
+}
 LLAMBA_API void llamba_simt_seed(uint64_t seed) { llamba::simt::executor().random.seed(seed); }
 }

@@ -41,6 +41,7 @@ struct ThreadPlace {
   dim3 thread_idx, block_idx, block_dim, grid_dim;
 };
 extern ThreadPlace place;  // of the running fiber
+extern int device[3];      // what launchers are told: multiprocessors, bytes of shared memory of a block, architecture
 
 cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 void* shared_bytes();  // of the running block
