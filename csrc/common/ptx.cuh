@@ -60,16 +60,17 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 }
 
-// A barrier in shared memory that also counts bytes. count: arrivals per phase. One thread initialises, then
-// mbarrier_init_fence and a block barrier, before anyone uses it.
+// ---- Hopper: barriers in shared memory that also count bytes, and bulk copies ----
+
+#if __CUDA_ARCH__ >= 900
+constexpr bool kHasBulkCopies = true;
+
+// count: arrivals per phase. One thread initialises, then mbarrier_init_fence and a barrier, before anyone uses it.
 __device__ __forceinline__ void mbarrier_init(uint64_t* shared, unsigned count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(shared)), "r"(count) : "memory");
 }
 __device__ __forceinline__ void mbarrier_init_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void mbarrier_arrive(uint64_t* shared) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(shared))
-               : "memory");
-}
+// Arrives, and announces `bytes` of copies to this barrier in this phase.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* shared, unsigned bytes) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
                    shared_address(shared)),
@@ -79,13 +80,11 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* shared, unsigne
 // Returns when the phase of this parity (0 for the first) is over.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* shared, unsigned parity) {
   asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
-          shared_address(shared)),
+      "{\n.reg .pred done;\nagain_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again_%=;\n}" ::"r"(shared_address(shared)),
       "r"(parity)
       : "memory");
 }
-#if __CUDA_ARCH__ >= 900
 // `bytes` from global to shared memory, both aligned to 16, a multiple of 16; the barrier's bytes count them.
 __device__ __forceinline__ void bulk_copy(void* shared, const void* global, unsigned bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -93,6 +92,14 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, unsi
                "l"(global), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
+#else
+// So that kernels with bulk copies compile for older architectures, where they do nothing and are not launched.
+constexpr bool kHasBulkCopies = false;
+__device__ __forceinline__ void mbarrier_init(uint64_t*, unsigned) {}
+__device__ __forceinline__ void mbarrier_init_fence() {}
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t*, unsigned) {}
+__device__ __forceinline__ void mbarrier_wait(uint64_t*, unsigned) {}
+__device__ __forceinline__ void bulk_copy(void*, const void*, unsigned, uint64_t*) {}
 #endif
 
 // A barrier among `threads` threads of the block; id 1 to 15 (0 is __syncthreads).

@@ -1,7 +1,7 @@
 // mamba2_matmul_kernel -- a step of some heads of a sequence in closed form: for the step's token k on its path,
 //   y_k = 2^E_k (S C_k) + sum over s of M_ks x_s + D x_k,   M_ks = (C_k . B_s) dt_s 2^(sum of log-decays after s up to k)
 // with s over the live rows, the ancestors of k and k itself (Mamba-2, arXiv 2405.21060, section 6; the mask is a tree's).
-// Grid     (batch x row blocks, nheads / heads)            Block  a warp for each of its 1 to 5 tiles, two beyond dstate 128
+// Grid     (batch x row blocks, nheads / heads)            Block  a warp a tile, 1 to 5; beyond dstate 128 two, 1 or 2
 // Owns     one block owns 16 * tiles dims of `heads` heads that share B and C; it reads their checkpoint once
 // Threads  a tile is 16 dims x up to 128 of dstate, in its warp's registers. Lane 4 g + t holds dims 2 g, 2 g + 1 at
 //          n = 16 k + 4 t .. +3: rows g and g + 8 of the tensor core's A, whose column order is free and is chosen so
@@ -22,11 +22,16 @@
 
 namespace llamba {
 
-constexpr int32_t kMostTiles = 5;
+// Tiles of a block; beyond dstate 128 each has two warps.
+constexpr int32_t most_tiles(int32_t padded_dstate) { return padded_dstate > kMostWarpState ? 2 : 5; }
+constexpr int32_t most_matmul_threads(int32_t padded_dstate) {
+  return 32 * most_tiles(padded_dstate) * (padded_dstate > kMostWarpState ? 2 : 1);
+}
 
 struct MatmulParams {
   llamba_mamba2_verify_args args;
   int32_t row_blocks, tiles, heads;  // of a block: tiles, heads
+  MatmulLayout layout;
 };
 
 namespace {
@@ -133,17 +138,15 @@ __device__ __forceinline__ void store_state(const llamba_mamba2_verify_args& arg
 __device__ __forceinline__ void fetch_state(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
                                             const MatmulStorage& shared, int32_t head, int32_t first_dim, int32_t dims,
                                             int32_t state_bytes, int32_t stage) {
-#if defined(LLAMBA_SIMT) || __CUDA_ARCH__ >= 900
   const unsigned row_bytes = static_cast<unsigned>(args.dstate * state_bytes);
-  if (threadIdx.x == 0) mbarrier_arrive_expect(shared.arrived + stage, row_bytes * dims);
+  if (threadIdx.x == 0) mbarrier_arrive_expect(shared.arrived() + stage, row_bytes * dims);
   __syncwarp();  // the barrier knows of the bytes before they come
   for (int32_t dim = threadIdx.x; dim < dims; dim += 32) {
     const int64_t element = step.slot * args.checkpoint_stride_slot + head * args.checkpoint_stride_head +
                             (first_dim + dim) * args.checkpoint_stride_dim;
-    bulk_copy(shared.stages + (stage * shared.dims + row_in_tile(dim)) * shared.stage_pitch,
-              static_cast<const char*>(args.checkpoint) + element * state_bytes, row_bytes, shared.arrived + stage);
+    bulk_copy(shared.stage(stage) + row_in_tile(dim) * shared.at.stage_pitch,
+              static_cast<const char*>(args.checkpoint) + element * state_bytes, row_bytes, shared.arrived() + stage);
   }
-#endif
 }
 
 // ---- stages of the kernel ----
@@ -165,14 +168,26 @@ __device__ __forceinline__ void keep_columns(const MatmulStorage& shared, int32_
   unsigned pieces[kPieces][1];
   split_pair(y[0], y[1], 0, pieces);
   for (int i = 0; i < kPieces; ++i) {
-    uint16_t* x = shared.x + (i * shared.dims + row_in_tile(c)) * shared.s_pitch + token;
+    uint16_t* x = shared.x() + (i * shared.at.dims + row_in_tile(c)) * shared.at.s_pitch + token;
     x[0] = static_cast<uint16_t>(pieces[i][0]);
-    x[8 * shared.s_pitch] = static_cast<uint16_t>(pieces[i][0] >> 16);
+    x[8 * shared.at.s_pitch] = static_cast<uint16_t>(pieces[i][0] >> 16);
   }
 }
 
 // A lane's four neighbours from a row of pieces: two registers of a fragment.
 __device__ __forceinline__ uint2 load_fragment(const uint16_t* row) { return *reinterpret_cast<const uint2*>(row); }
+
+// The four values of such pieces, `stride` apart.
+template <typename T>
+__device__ __forceinline__ void sum_fragments(const uint16_t* row, int32_t stride, float (&values)[4]) {
+#pragma unroll
+  for (int i = Pieces<T>::kCount - 1; i >= 0; --i) {
+    const uint2 pieces = load_fragment(row + i * stride);
+    const float four[4] = {float_of(pieces.x << 16), float_of(pieces.x & 0xffff0000u), float_of(pieces.y << 16),
+                           float_of(pieces.y & 0xffff0000u)};
+    for (int j = 0; j < 4; ++j) values[j] = i == Pieces<T>::kCount - 1 ? four[j] : values[j] + four[j];
+  }
+}
 
 // G = C . B, by tiles of sixteen s and eight k, dealt to the warps.
 template <typename T>
@@ -184,20 +199,21 @@ __device__ inline void make_G(const llamba_mamba2_verify_args& args, const Mamba
   for (int32_t tile = threadIdx.x / 32; tile < s_tiles * k_tiles; tile += warps) {
     const int32_t s = tile % s_tiles * 16 + g, k = tile / s_tiles * 8;
     PieceSum products;
+#pragma unroll 1
     for (int32_t n = 4 * t; n < args.dstate; n += 16) {
       unsigned of_B[kPieces][4], of_C[kPieces][2];
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
-        const uint2 row = load_fragment(shared.B + (i * shared.rows + s) * shared.n_pitch + n);
-        const uint2 below = load_fragment(shared.B + (i * shared.rows + s + 8) * shared.n_pitch + n);
-        const uint2 column = load_fragment(shared.C + (i * shared.tokens + k + g) * shared.n_pitch + n);
+        const uint2 row = load_fragment(shared.B() + (i * shared.at.rows + s) * shared.at.n_pitch + n);
+        const uint2 below = load_fragment(shared.B() + (i * shared.at.rows + s + 8) * shared.at.n_pitch + n);
+        const uint2 column = load_fragment(shared.C() + (i * shared.at.tokens + k + g) * shared.at.n_pitch + n);
         of_B[i][0] = row.x, of_B[i][1] = below.x, of_B[i][2] = row.y, of_B[i][3] = below.y;
         of_C[i][0] = column.x, of_C[i][1] = column.y;
       }
       products.add(of_B, of_C, kPieces);
     }
     for (int i = 0; i < 4; ++i) {
-      shared.G[(k + 2 * t + i % 2) * shared.M_pitch + s + 8 * (i / 2)] = products.total(i);
+      shared.G()[(k + 2 * t + i % 2) * shared.at.M_pitch + s + 8 * (i / 2)] = products.total(i);
     }
   }
 }
@@ -206,30 +222,30 @@ __device__ inline void make_G(const llamba_mamba2_verify_args& args, const Mamba
 // M holds the sum of log-decays after s; -infinity where s is not on the token's path.
 __device__ inline void make_M(const Mamba2Step& step, const MatmulStorage& shared) {
   const int32_t ntotal = step.live + step.ntokens;
-  for (int32_t s = static_cast<int32_t>(threadIdx.x) - 1; s < shared.rows; s += blockDim.x) {
+  for (int32_t s = static_cast<int32_t>(threadIdx.x) - 1; s < shared.at.rows; s += blockDim.x) {
     float folded = 0.0f, committed = 0.0f;  // after s up to the last folded, the last live token
-    for (int32_t t = s + 1; t < step.fold; ++t) folded += shared.da[t];
-    for (int32_t t = s + 1; t < step.live; ++t) committed += shared.da[t];
-    if (s >= 0) shared.folded[s] = shared.dt[s] * ex2_approx(folded);
-    float* column = s < 0 ? shared.E : shared.M + s;
-    const int32_t pitch = s < 0 ? 1 : shared.M_pitch;
+    for (int32_t t = s + 1; t < step.fold; ++t) folded += shared.da()[t];
+    for (int32_t t = s + 1; t < step.live; ++t) committed += shared.da()[t];
+    if (s >= 0) shared.folded()[s] = shared.dt()[s] * ex2_approx(folded);
+    float* column = s < 0 ? shared.E() : shared.M() + s;
+    const int32_t pitch = s < 0 ? 1 : shared.at.M_pitch;
     for (int32_t k = 0; k < step.ntokens; ++k) {
       const int32_t t = step.live + k, parent = parent_of(step, t);
       float sum = -INFINITY;
       if (s == t) {
         sum = 0.0f;
       } else if (s < t && parent >= step.live) {
-        sum = column[(parent - step.live) * pitch] + shared.da[t];
+        sum = column[(parent - step.live) * pitch] + shared.da()[t];
       } else if (s < step.live) {
-        sum = committed + shared.da[t];
+        sum = committed + shared.da()[t];
       }
       column[k * pitch] = sum;
     }
     if (s < 0) continue;
-    for (int32_t k = 0; k < shared.tokens; ++k) {
-      float* entry = shared.M + k * shared.M_pitch + s;
+    for (int32_t k = 0; k < shared.at.tokens; ++k) {
+      float* entry = shared.M() + k * shared.at.M_pitch + s;
       const bool on_path = k < step.ntokens && s < ntotal && *entry != -INFINITY;
-      *entry = on_path ? shared.G[k * shared.M_pitch + s] * (shared.dt[s] * ex2_approx(*entry)) : 0.0f;
+      *entry = on_path ? shared.G()[k * shared.at.M_pitch + s] * (shared.dt()[s] * ex2_approx(*entry)) : 0.0f;
     }
   }
 }
@@ -250,14 +266,14 @@ __device__ __forceinline__ void add_state(const MatmulStorage& shared, const Mat
     split_pair(state.v[n][1][2], state.v[n][1][3], 3, of_state);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const uint2 column = load_fragment(shared.C + (i * shared.tokens + k + place.g) * shared.n_pitch + place.first_n +
-                                         16 * n + 4 * place.t);
+      const uint2 column = load_fragment(shared.C() + (i * shared.at.tokens + k + place.g) * shared.at.n_pitch +
+                                         place.first_n + 16 * n + 4 * place.t);
       of_C[i][0] = column.x, of_C[i][1] = column.y;
     }
     products->add(of_state, of_C, state_pieces);
   }
   for (int i = 0; i < 4; ++i) {
-    const float decay = ex2_approx(shared.E[k + 2 * place.t + i % 2]);
+    const float decay = ex2_approx(shared.E()[k + 2 * place.t + i % 2]);
     products->sum[i] *= decay;
     products->small[i] *= decay;
   }
@@ -268,15 +284,17 @@ template <typename T>
 __device__ __forceinline__ void add_tokens(const Mamba2Step& step, const MatmulStorage& shared,
                                            const MatmulPlace& place, int32_t k, PieceSum* products) {
   constexpr int kPieces = Pieces<T>::kCount;
+#pragma unroll 1
   for (int32_t s = 0; s < step.live + step.ntokens; s += 16) {
     unsigned of_x[kPieces][4], of_M[3][2];
-    const float* M = shared.M + (k + place.g) * shared.M_pitch + s + 2 * place.t;
+    const float* M = shared.M() + (k + place.g) * shared.at.M_pitch + s + 2 * place.t;
     split_pair(M[0], M[1], 0, of_M);
     split_pair(M[8], M[9], 1, of_M);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const uint16_t* x = shared.x + (i * shared.dims + place.tile_row + place.g) * shared.s_pitch + s + 2 * place.t;
-      const uint16_t* below = x + 8 * shared.s_pitch;
+      const uint16_t* x =
+          shared.x() + (i * shared.at.dims + place.tile_row + place.g) * shared.at.s_pitch + s + 2 * place.t;
+      const uint16_t* below = x + 8 * shared.at.s_pitch;
       of_x[i][0] = *reinterpret_cast<const unsigned*>(x);
       of_x[i][1] = *reinterpret_cast<const unsigned*>(below);
       of_x[i][2] = *reinterpret_cast<const unsigned*>(x + 8);
@@ -290,24 +308,26 @@ template <typename T, int kState>
 __device__ __forceinline__ void fold_state(const Mamba2Step& step, const MatmulStorage& shared,
                                            const MatmulPlace& place, MatmulState<kState>* state) {
   float decay = 0.0f;
-  for (int32_t s = 0; s < step.fold; ++s) decay += shared.da[s];
+  for (int32_t s = 0; s < step.fold; ++s) decay += shared.da()[s];
   decay = ex2_approx(decay);
 #pragma unroll
   for (int n = 0; n < MatmulState<kState>::kSteps; ++n) {
     for (int i = 0; i < 4; ++i) state->v[n][0][i] *= decay, state->v[n][1][i] *= decay;
   }
+#pragma unroll 1
   for (int32_t s = 0; s < step.fold; ++s) {
-    const uint16_t* x = shared.x + (place.tile_row + place.g) * shared.s_pitch + s;
-    const float x0 = shared.folded[s] * sum_pieces<T>(x, shared.dims * shared.s_pitch);
-    const float x1 = shared.folded[s] * sum_pieces<T>(x + 8 * shared.s_pitch, shared.dims * shared.s_pitch);
-    const uint16_t* B = shared.B + s * shared.n_pitch + place.first_n + 4 * place.t;
+    const uint16_t* x = shared.x() + (place.tile_row + place.g) * shared.at.s_pitch + s;
+    const float x0 = shared.folded()[s] * sum_pieces<T>(x, shared.at.dims * shared.at.s_pitch);
+    const float x1 = shared.folded()[s] * sum_pieces<T>(x + 8 * shared.at.s_pitch, shared.at.dims * shared.at.s_pitch);
+    const uint16_t* B = shared.B() + s * shared.at.n_pitch + place.first_n + 4 * place.t;
 #pragma unroll
     for (int n = 0; n < MatmulState<kState>::kSteps; ++n) {
       if (n >= place.steps) break;
+      float values[4];
+      sum_fragments<T>(B + 16 * n, shared.at.rows * shared.at.n_pitch, values);
       for (int i = 0; i < 4; ++i) {
-        const float value = sum_pieces<T>(B + 16 * n + i, shared.rows * shared.n_pitch);
-        state->v[n][0][i] = fmaf(x0, value, state->v[n][0][i]);
-        state->v[n][1][i] = fmaf(x1, value, state->v[n][1][i]);
+        state->v[n][0][i] = fmaf(x0, values[i], state->v[n][0][i]);
+        state->v[n][1][i] = fmaf(x1, values[i], state->v[n][1][i]);
       }
     }
   }
@@ -323,8 +343,8 @@ __device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, c
     if (token >= args.max_ntokens || place.dim >= args.headdim) continue;
     T pair[kConvVector] = {};
     for (int j = 0; j < 2 && step.valid && token < step.ntokens; ++j) {
-      const uint16_t* x = shared.x + (place.tile_row + place.g + 8 * j) * shared.s_pitch + step.live + token;
-      from_float(fmaf(D, sum_pieces<T>(x, shared.dims * shared.s_pitch), products.total(i + 2 * j)), &pair[j]);
+      const uint16_t* x = shared.x() + (place.tile_row + place.g + 8 * j) * shared.at.s_pitch + step.live + token;
+      from_float(fmaf(D, sum_pieces<T>(x, shared.at.dims * shared.at.s_pitch), products.total(i + 2 * j)), &pair[j]);
     }
     store_vector(out + token * args.out_stride_token + place.dim, args.headdim - place.dim, pair);
   }
@@ -333,8 +353,8 @@ __device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, c
 }  // namespace
 
 template <typename T, int kState, bool kBulk>
-__global__ void __launch_bounds__(32 * kMostTiles * (kState > kMostWarpState ? 2 : 1))
-    mamba2_matmul_kernel(MatmulParams params) {
+__global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_kernel(MatmulParams params) {
+  if (kBulk && !kHasBulkCopies) return;
   constexpr int kPieces = Pieces<T>::kCount;
   constexpr bool kHalves = kState > kMostWarpState;
   const llamba_mamba2_verify_args& args = params.args;
@@ -356,84 +376,78 @@ __global__ void __launch_bounds__(32 * kMostTiles * (kState > kMostWarpState ? 2
   const bool has_state = step.valid && step.position > 0;
   const int32_t ntokens = step.valid ? step.ntokens : 0, ntotal = step.valid ? step.live + ntokens : 0;
 
-  MatmulStorage shared;
-  shared.lay_out(reinterpret_cast<char*>(&shared_storage<uint4>()), kPieces, kState, args.cursor.capacity,
-                 args.max_ntokens, params.tiles, kBulk, args.dstate, state_bytes);
+  const MatmulStorage shared{reinterpret_cast<char*>(&shared_storage<uint4>()), params.layout};
   const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
                 heads_per_C = args.nheads / args.C_heads;
   const auto token = [](int32_t i) { return i; };
   if (step.valid) {
     if (kBulk && has_state && threadIdx.x < 32) {
-      if (threadIdx.x < kStages) mbarrier_init(shared.arrived + threadIdx.x, 1);
+      if (threadIdx.x < kStages) mbarrier_init(shared.arrived() + threadIdx.x, 1);
       mbarrier_init_fence();
       __syncwarp();
       for (int32_t i = 0; i < kStages && i < params.heads; ++i) {
         fetch_state(args, step, shared, place.head + i, place.first_dim, dims, state_bytes, i);
       }
     }
-    find_inputs(args, step, shared.inputs);
+    find_inputs(args, step, shared.inputs());
     // Padding of the fragments: zero pieces, so that what lies there adds nothing.
-    unsigned* padding = reinterpret_cast<unsigned*>(shared.B);
-    const int32_t words = static_cast<int32_t>(reinterpret_cast<unsigned*>(shared.halves) - padding);
+    unsigned* padding = shared.find<unsigned>(shared.at.B);
+    const int32_t words = (shared.at.end_of_x - shared.at.B) / 4;
     for (int32_t i = threadIdx.x; i < words; i += blockDim.x) padding[i] = 0;
     __syncthreads();  // the ids of all raw inputs, the zeros and the bulk copies' barriers, before their first use
 
     const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
-    conv_part<T>(args, step, shared.inputs,
+    conv_part<T>(args, step, shared.inputs(),
                  {B_channel + place.head / heads_per_B * args.dstate, args.dstate, 0, ntotal,
                   place.first_dim == 0 && place.head % heads_per_B == 0},
                  token, [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
-                   keep_row<kPieces>(shared.B, shared.rows, shared.n_pitch, visit, c, y);
+                   keep_row<kPieces>(shared.B(), shared.at.rows, shared.at.n_pitch, visit, c, y);
                  });
-    conv_part<T>(args, step, shared.inputs,
+    conv_part<T>(args, step, shared.inputs(),
                  {C_channel + place.head / heads_per_C * args.dstate, args.dstate, step.live, ntokens,
                   place.first_dim == 0 && place.head % heads_per_C == 0},
                  token, [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
-                   keep_row<kPieces>(shared.C, shared.tokens, shared.n_pitch, visit - step.live, c, y);
+                   keep_row<kPieces>(shared.C(), shared.at.tokens, shared.at.n_pitch, visit - step.live, c, y);
                  });
     __syncthreads();  // B and C, before G
     make_G<T>(args, step, shared, place);
   }
 
+#pragma unroll 1
   for (int32_t i = 0; i < params.heads; ++i, ++place.head) {
     MatmulState<kState> state = {};
-    if (has_state) {
-      if constexpr (kBulk) {
-        const int32_t stage = i % kStages;
-        mbarrier_wait(shared.arrived + stage, i / kStages % 2);
-        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
-                            load_staged_state<S>(shared.stages + stage * shared.dims * shared.stage_pitch,
-                                                 shared.stage_pitch, place, &state));
-      } else {
-        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
-      }
-    }
     if (step.valid) {
       const float A = load_global(args.A + place.head);
-      for (int32_t j = threadIdx.x; j < shared.rows; j += blockDim.x) {
+      for (int32_t j = threadIdx.x; j < shared.at.rows; j += blockDim.x) {
         const float dt =
-            j < ntotal ? step_size<T>(args, step, shared.inputs, j, place.head, place.first_dim == 0) : 0.0f;
-        shared.dt[j] = dt;
-        shared.da[j] = dt * A * kLog2e;
+            j < ntotal ? step_size<T>(args, step, shared.inputs(), j, place.head, place.first_dim == 0) : 0.0f;
+        shared.dt()[j] = dt;
+        shared.da()[j] = dt * A * kLog2e;
       }
       conv_part<T>(
-          args, step, shared.inputs,
+          args, step, shared.inputs(),
           {place.head / heads_per_x * args.headdim + place.first_dim, dims, 0, ntotal, place.head % heads_per_x == 0},
           token,
           [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) { keep_columns<kPieces>(shared, visit, c, y); });
-      __syncthreads();  // dt, G and x, before M and y; all warps have their state, before its stage is filled again
-      if (kBulk && has_state && i + kStages < params.heads && threadIdx.x < 32) {
-        fetch_state(args, step, shared, place.head + kStages, place.first_dim, dims, state_bytes, i % kStages);
+      if (!kBulk && has_state) {  // on its way while M is made
+        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
       }
+      __syncthreads();  // dt, G and x, before M and y
       make_M(step, shared);
       __syncthreads();  // M, E and folded of all tokens
+      if (kBulk && has_state) {
+        mbarrier_wait(shared.arrived() + i % kStages, i / kStages % 2);
+        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
+                            load_staged_state<S>(shared.stage(i % kStages), shared.at.stage_pitch, place, &state));
+      }
     }
     const float D = args.D != nullptr ? load_global(args.D + place.head) : 0.0f;
+#pragma unroll 1
     for (int32_t k = 0; k < args.max_ntokens; k += 8) {
       PieceSum products;
       if (has_state && k < ntokens) add_state<T>(shared, place, state, state_pieces, k, &products);
       if (kHalves) {  // the upper half's warp hands its sums to the lower half's
-        float* sums = shared.halves + (place.tile_row / 16 * 32 + threadIdx.x % 32) * 4;
+        float* sums = shared.halves() + (place.tile_row / 16 * 32 + threadIdx.x % 32) * 4;
         if (place.first_n > 0) {
           for (int j = 0; j < 4; ++j) sums[j] = products.total(j);
         }
@@ -451,7 +465,10 @@ __global__ void __launch_bounds__(32 * kMostTiles * (kState > kMostWarpState ? 2
       fold_state<T>(step, shared, place, &state);
       LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, store_state<S>(args, step.slot, place, state));
     }
-    if (i + 1 < params.heads) __syncthreads();  // x, dt and M are read, before the next head's
+    if (i + 1 < params.heads) __syncthreads();  // x, dt, M and the stage are read, before the next head's
+    if (kBulk && has_state && i + kStages < params.heads && threadIdx.x < 32) {
+      fetch_state(args, step, shared, place.head + kStages, place.first_dim, dims, state_bytes, i % kStages);
+    }
   }
 }
 

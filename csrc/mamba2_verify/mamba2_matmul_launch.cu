@@ -14,14 +14,15 @@ struct MatmulChoice {
   bool bulk;             // Hopper's bulk copies bring the states
 };
 
-// Tiles of sixteen dims: a whole head, up to five; fewer where blocks would not fill the GPU twice, though each block does
+// Tiles of sixteen dims: a whole head, if a block may have so many; fewer where blocks would not fill the GPU twice, though each block does
 // the conv of its B and C again. Heads: while eight blocks remain for each multiprocessor, neighbours that share B and C
 // share a block, which then does that conv once.
 MatmulChoice choose_matmul(const llamba_mamba2_verify_args& args, int32_t sm_count, int32_t arch) {
   const int64_t pairs = int64_t{args.batch} * args.nheads;
-  const int32_t tiles = (args.headdim + 15) / 16;
+  const int32_t tiles = (args.headdim + 15) / 16, most = most_tiles(args.dstate);
   const auto row_blocks = [tiles](int32_t per_block) { return (tiles + per_block - 1) / per_block; };
-  MatmulChoice choice{tiles <= kMostTiles ? tiles : (tiles + row_blocks(4) - 1) / row_blocks(4), 1, false};
+  const int32_t blocks = tiles <= most ? 1 : row_blocks(most < 4 ? most : 4);
+  MatmulChoice choice{(tiles + blocks - 1) / blocks, 1, false};
   while (choice.tiles > 1 && pairs * row_blocks(choice.tiles) < 2 * sm_count) choice.tiles = (choice.tiles + 1) / 2;
   const int32_t heads_per_B = args.nheads / args.B_heads, heads_per_C = args.nheads / args.C_heads;
   for (int32_t heads : {2, 4}) {
@@ -39,22 +40,21 @@ MatmulChoice choose_matmul(const llamba_mamba2_verify_args& args, int32_t sm_cou
 template <typename T, int kState, bool kBulk>
 int launch_matmul(const llamba_mamba2_verify_args& args, const MatmulChoice& choice, const DeviceLimits& limits,
                   cudaStream_t stream) {
-  MatmulStorage storage;
-  const size_t shared =
-      storage.lay_out(nullptr, Pieces<T>::kCount, kState, args.cursor.capacity, args.max_ntokens, choice.tiles, kBulk,
-                      args.dstate, args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2);
-  if (shared > static_cast<size_t>(limits.shared_bytes)) {
+  const int32_t state_bytes = args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2;
+  const MatmulLayout layout = lay_out_matmul(Pieces<T>::kCount, kState, args.dstate, state_bytes, args.cursor.capacity,
+                                             args.max_ntokens, choice.tiles, kBulk);
+  if (layout.bytes > limits.shared_bytes) {
     return fail(LLAMBA_VALUE_ERROR,
                 "%s: rows per slot must fit the %d bytes of shared memory of this GPU's blocks with algorithm matmul; "
-                "got %d rows, for which %zu bytes are needed",
-                kOp, limits.shared_bytes, args.cursor.capacity, shared);
+                "got %d rows, for which %d bytes are needed",
+                kOp, limits.shared_bytes, args.cursor.capacity, layout.bytes);
   }
   const int32_t tiles = (args.headdim + 15) / 16, row_blocks = (tiles + choice.tiles - 1) / choice.tiles;
   const dim3 grid(static_cast<unsigned>(int64_t{args.batch} * row_blocks),
                   static_cast<unsigned>(args.nheads / choice.heads));
   const dim3 block(32 * choice.tiles * (kState > kMostWarpState ? 2 : 1));
-  CUDA_CHECK(kOp, launch(mamba2_matmul_kernel<T, kState, kBulk>, grid, block, shared, stream,
-                         MatmulParams{args, row_blocks, choice.tiles, choice.heads}));
+  CUDA_CHECK(kOp, launch(mamba2_matmul_kernel<T, kState, kBulk>, grid, block, static_cast<size_t>(layout.bytes), stream,
+                         MatmulParams{args, row_blocks, choice.tiles, choice.heads, layout}));
   return LLAMBA_OK;
 }
 

@@ -187,6 +187,7 @@ __device__ __forceinline__ void conv_part(const llamba_mamba2_verify_args& args,
       bias[j] = args.conv_bias != nullptr ? to_float(load_global(from)) : 0.0f;
     }
     int32_t before = -1;
+#pragma unroll 1
     for (int32_t visit = begin; visit < end; ++visit) {
       const int32_t t = token_of(visit);
       const int32_t* ids = inputs + t * kMostWidth;

@@ -34,9 +34,9 @@ void cp_async_wait() {
   simt::async_wait(kGroupsLeft);
 }
 
+constexpr bool kHasBulkCopies = true;
 inline void mbarrier_init(uint64_t* shared, unsigned count) { simt::mbarrier_init(shared, count); }
 inline void mbarrier_init_fence() {}
-inline void mbarrier_arrive(uint64_t* shared) { simt::mbarrier_arrive(shared, 0); }
 inline void mbarrier_arrive_expect(uint64_t* shared, unsigned bytes) { simt::mbarrier_arrive(shared, bytes); }
 inline void mbarrier_wait(uint64_t* shared, unsigned parity) { simt::mbarrier_wait(shared, parity); }
 inline void bulk_copy(void* shared, const void* global, unsigned bytes, uint64_t* barrier) {
