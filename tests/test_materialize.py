@@ -96,7 +96,8 @@ def test_reference_equals_verify_reference():
     torch.testing.assert_close(layer.checkpoint[2], state[0], rtol=1e-12, atol=0)
 
 
-def test_refusals():
+@pytest.mark.cpu_only
+def test_refusals_of_data():
     layer = make_layer()
     layer.cursor.begin(int32(0), int32(2))
     sentence = (
@@ -106,6 +107,10 @@ def test_refusals():
     assert_refused(ValueError, sentence, materialize, layer, int32(2, 0))
     sentence = "materialize: slots must name a slot at most once; got 2 twice"
     assert_refused(ValueError, sentence, materialize, layer, int32(2, 2))
+
+
+def test_refusals():
+    layer = make_layer()
     sentence = "materialize: state must be float32; got float64"
     out = torch.zeros(1, 6, 24, 48).double(), torch.zeros(1, 3, layer.conv_dim)
     assert_refused(TypeError, sentence, materialize, layer, int32(2), out)

@@ -423,6 +423,7 @@ void bulk_copy(void* shared, const void* global, unsigned bytes, uint64_t* barri
 const char* cudaGetErrorString(cudaError_t) { return llamba::simt::executor().sentence.c_str(); }
 
 extern "C" {
+LLAMBA_API int llamba_simt_multiprocessors = 2;
 LLAMBA_API int llamba_simt_enabled = 1;  // 0: the operators' CPU kernels run instead; set by tests
 // What launchers see from now on.
 LLAMBA_API void llamba_simt_device(int multiprocessors, int shared_bytes, int arch) {

@@ -34,6 +34,7 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 const char* cudaGetErrorString(cudaError_t error);  // the executor's sentence
 inline const char* cudaGetErrorName(cudaError_t) { return "simt"; }
+extern "C" int llamba_simt_multiprocessors;  // what launchers choose their grid by; set by tests
 
 namespace llamba::simt {
 

@@ -1,0 +1,294 @@
+// mamba2_recurrent_kernel -- advance a block of state rows token by token and emit y for each; for materialize: the state.
+// Grid     (nheads x row blocks, batch up to 65535, the rest of the batch)       Block  64, 128 or 256 threads
+// Owns     one block owns state[slot, head, dim : dim + ndims, :], ndims up to 4 threads / lanes; no other reads it
+// Threads  lanes = kState / 8 share 4 dims; lane l holds n = 4 (c lanes + l) + j, c < 2, j < 4: 32 fp32 registers
+// Shared   conv outputs B, C [kPlaces, kState], x [kPlaces, rows] float | y [kPlaces, rows] float | per token dt, decay,
+//          raw input ids | trees: the visiting order; the committed state, 32 floats of each thread
+// Flow     1 state -> registers, under way during 2-4  2 cursor  3 per chunk of kPlaces tokens: input ids  4 barrier
+//          5 dt, conv -> shared  6 barrier  7 visit the tokens; fold: store the state  8 barrier  9 y -> out
+// Barriers 3 per chunk (4, 6, 8), 1 more in a tree's; none in the loop over tokens
+// Numerics fp32 state and sums; mul, then fmaf, per element; a row's sum over n is one tree fixed by kState. A token's bits
+//          depend on its path alone: neither on the chunk, the block size, the window, the batch nor the fold
+// Requires dstate <= kState, kRows | threads, B, C, x heads divide nheads    (checked in mamba2_check.h, the launchers)
+#pragma once
+
+#include "mamba2_verify/mamba2_cuda.h"
+#include "mamba2_verify/mamba2_state.cuh"
+#include "mamba2_verify/mamba2_tokens.cuh"
+#include "mamba2_verify/mamba2_visits.cuh"
+
+namespace llamba {
+
+constexpr int32_t kMostRecurrentThreads = 256;
+constexpr int32_t kMostTreeThreads = 128;  // more would keep two blocks from an SM with 100 KB of shared memory
+constexpr int32_t kMostGridBatch = 65535;
+
+struct Mamba2RecurrentParams {
+  llamba_mamba2_verify_args args;
+  Mamba2StateOutput output;
+  int32_t row_blocks;  // of a head
+};
+
+template <int kState>
+struct RecurrentStorage {
+  static constexpr int32_t kLanes = kState / kColumns;
+  static constexpr int32_t kBlockRows = kMostRecurrentThreads / kLanes * kRows;
+  static constexpr int32_t kPlaces = kState == 256 ? 8 : 16;
+  alignas(16) float B[kPlaces][kState];
+  alignas(16) float C[kPlaces][kState];
+  alignas(16) float x[kPlaces][kBlockRows];
+  float y[kPlaces][kBlockRows];
+  float dt[kPlaces], decay[kPlaces];
+  int32_t round[kPlaces];
+  int32_t inputs[kPlaces * kMostWidth];
+  TreeVisits tree;
+  alignas(16) uint4 committed[kRows * kColumns / 4][kMostTreeThreads];  // last: allocated for trees only
+};
+
+namespace {
+
+// Tokens that are in shared memory together.
+struct Chunk {
+  int32_t first;  // chain: the token at place 0
+  int32_t nplaces;
+  int32_t nvisits;
+  uint32_t emitted;  // bit p: the token at place p gives an output
+  bool tree;
+};
+
+template <typename T>
+__device__ inline void zero_outputs(const llamba_mamba2_verify_args& args, int32_t batch_idx, const StatePlace& place,
+                                    int32_t first) {
+  T* out =
+      static_cast<T*>(args.out) + batch_idx * args.out_stride_batch + place.head * args.out_stride_head + place.dim;
+  for (int32_t i = threadIdx.x; i < (args.max_ntokens - first) * place.ndims; i += blockDim.x) {
+    store_global(out + (first + i / place.ndims) * args.out_stride_token + i % place.ndims, T{});
+  }
+}
+
+// The raw inputs before the position, of the channels that this block keeps the rows of.
+template <typename T>
+__device__ inline void write_tail(const Mamba2RecurrentParams& params, const Mamba2Step& step, int32_t channel,
+                                  int32_t nchannels) {
+  const llamba_mamba2_verify_args& args = params.args;
+  T* tail = static_cast<T*>(params.output.tail) + step.batch_idx * params.output.tail_stride_batch + channel;
+  for (int32_t t = 0; t + 1 < args.cursor.width; ++t) {
+    const int32_t row = step.valid ? load_global(step.table + step.live + t) : kNoInput;
+    const bool absent = row < 0 || row >= args.cursor.capacity;
+    const T* source = static_cast<const T*>(args.rows) + channel;
+    if (!absent) source += step.slot * args.rows_stride_slot + row * args.rows_stride_row;
+    for (int32_t c = threadIdx.x; c < nchannels; c += blockDim.x) {
+      store_global(tail + t * params.output.tail_stride_row + c, absent ? T{} : load_global(source + c));
+    }
+  }
+}
+
+// A block's channels in xBC.
+struct BlockChannels {
+  int32_t x, B, C;                 // first ones
+  bool keeps_x, keeps_B, keeps_C;  // of those that several blocks share, one stores the rows
+};
+
+__device__ __forceinline__ BlockChannels block_channels(const llamba_mamba2_verify_args& args,
+                                                        const StatePlace& place) {
+  const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
+                heads_per_C = args.nheads / args.C_heads;
+  BlockChannels channels;
+  channels.x = place.head / heads_per_x * args.headdim + place.dim;
+  channels.B = args.x_heads * args.headdim + place.head / heads_per_B * args.dstate;
+  channels.C = args.x_heads * args.headdim + (args.B_heads + place.head / heads_per_C) * args.dstate;
+  channels.keeps_x = place.head % heads_per_x == 0;
+  channels.keeps_B = place.dim == 0 && place.head % heads_per_B == 0;
+  channels.keeps_C = place.dim == 0 && place.head % heads_per_C == 0;
+  return channels;
+}
+
+// dt, decay and whether the state is rounded after it, of each token of the chunk: by the last threads of the block,
+// whose part of the conv is the smallest.
+template <typename T, int kState, typename TokenOf>
+__device__ inline void prepare_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step, int32_t head,
+                                      bool keep, const Chunk& chunk, TokenOf token_of,
+                                      RecurrentStorage<kState>& shared) {
+  const int32_t p = blockDim.x - 1 - threadIdx.x;
+  if (p >= chunk.nplaces) return;
+  const float dt = step_size<T>(args, step, shared.inputs, p, head, keep);
+  shared.dt[p] = dt;
+  shared.decay[p] = expf(dt * load_global(args.A + head));
+  shared.round[p] = 0;
+  if (args.checkpoint_dtype == LLAMBA_FLOAT32) return;
+  int32_t t = token_of(p), ahead = 0;  // tokens between the live ones and this one, itself included
+  for (; t >= step.live && step.parents != nullptr; ++ahead) t = parent_of(step, t);
+  shared.round[p] = (step.position + t + 1 + ahead) % args.fold_every == 0;
+}
+
+template <typename T, int kState>
+__device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                         const StatePlace& place, const Chunk& chunk,
+                                         RecurrentStorage<kState>& shared) {
+  const BlockChannels channels = block_channels(args, place);
+  const auto place_itself = [](int32_t p) { return p; };  // the ids of the inputs lie by place
+  const auto keep_two = [](float* to, const float (&y)[kConvVector]) { memcpy(to, y, sizeof(y)); };
+  conv_part<T>(args, step, shared.inputs, {channels.B, args.dstate, 0, chunk.nplaces, channels.keeps_B}, place_itself,
+               [&](int32_t p, int32_t n, const float (&y)[kConvVector]) { keep_two(&shared.B[p][n], y); });
+  const int32_t live_places = chunk.tree || chunk.first >= step.live ? 0 : step.live - chunk.first;
+  if (live_places < chunk.nplaces) {  // a live token has no output
+    conv_part<T>(args, step, shared.inputs,
+                 {channels.C, args.dstate, live_places, chunk.nplaces - live_places, channels.keeps_C}, place_itself,
+                 [&](int32_t p, int32_t n, const float (&y)[kConvVector]) { keep_two(&shared.C[p][n], y); });
+  }
+  conv_part<T>(args, step, shared.inputs, {channels.x, place.ndims, 0, chunk.nplaces, channels.keeps_x}, place_itself,
+               [&](int32_t p, int32_t row, const float (&y)[kConvVector]) { keep_two(&shared.x[p][row], y); });
+}
+
+// What no conv output is ever written to: dstate up to kState.
+template <int kState>
+__device__ inline void zero_padding(int32_t dstate, RecurrentStorage<kState>& shared) {
+  const int32_t rest = kState - dstate;
+  for (int32_t i = threadIdx.x; i < RecurrentStorage<kState>::kPlaces * rest; i += blockDim.x) {
+    shared.B[i / rest][dstate + i % rest] = shared.C[i / rest][dstate + i % rest] = 0.0f;
+  }
+}
+
+template <int kState>
+__device__ __forceinline__ void keep_committed(const State& state, RecurrentStorage<kState>& shared) {
+#pragma unroll
+  for (int32_t i = 0; i < kRows * 2; ++i) memcpy(&shared.committed[i][threadIdx.x], &state[i / 2][i % 2 * 4], 16);
+}
+template <int kState>
+__device__ __forceinline__ void restart(State& state, const RecurrentStorage<kState>& shared) {
+#pragma unroll
+  for (int32_t i = 0; i < kRows * 2; ++i) memcpy(&state[i / 2][i % 2 * 4], &shared.committed[i][threadIdx.x], 16);
+}
+
+// Takes the state through a chunk's tokens; sums of those that give an output go to shared.y.
+template <int kState>
+__device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                             const StatePlace& place, const Chunk& chunk, const StateRows& checkpoint,
+                                             State& state, RecurrentStorage<kState>& shared) {
+  constexpr int kLanes = RecurrentStorage<kState>::kLanes;
+  for (int32_t v = 0; v < chunk.nvisits; ++v) {
+    int32_t p = v;
+    bool emit = (chunk.emitted >> v & 1) != 0;
+    if (chunk.tree) {
+      const int32_t visit = shared.tree.visits[v];
+      p = visit & kPlace;
+      emit = (visit & kEmit) != 0;
+      if ((visit & kRestart) != 0) restart(state, shared);
+    }
+    advance<kLanes>(state, shared.decay[p], shared.dt[p], &shared.x[p][place.row], shared.B[p], place.lane);
+    if (shared.round[p] != 0) round_state(args.checkpoint_dtype, state);
+    if (!chunk.tree && chunk.first + v + 1 == step.fold) store_state<kLanes>(checkpoint, place, args.dstate, state);
+    if (emit) {
+      const float sum = multiply<kLanes>(state, shared.C[p], place.lane);
+      if (place.lane % (kLanes / 4) == 0) shared.y[p][place.row + row_of_sum<kLanes>(place.lane)] = sum;
+    }
+  }
+}
+
+template <typename T, int kState, typename TokenOf>
+__device__ inline void store_outputs(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                     const StatePlace& place, const Chunk& chunk, TokenOf token_of,
+                                     const RecurrentStorage<kState>& shared) {
+  const float D = args.D != nullptr ? load_global(args.D + place.head) : 0.0f;
+  T* out = static_cast<T*>(args.out) + step.batch_idx * args.out_stride_batch + place.head * args.out_stride_head +
+           place.dim;
+  const int32_t vectors = (place.ndims + kConvVector - 1) / kConvVector;
+  for (int32_t i = threadIdx.x; i < chunk.nplaces * vectors; i += blockDim.x) {
+    const int32_t p = i / vectors, row = i % vectors * kConvVector;
+    if ((chunk.emitted >> p & 1) == 0) continue;
+    T y[kConvVector];
+    for (int32_t j = 0; j < kConvVector; ++j) from_float(shared.y[p][row + j] + D * shared.x[p][row + j], &y[j]);
+    store_vector(out + (token_of(p) - step.live) * args.out_stride_token + row, place.ndims - row, y);
+  }
+}
+
+}  // namespace
+
+template <typename T, int kState>
+__global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_kernel(Mamba2RecurrentParams params) {
+  using Storage = RecurrentStorage<kState>;
+  constexpr int kLanes = Storage::kLanes, kPlaces = Storage::kPlaces;
+  const llamba_mamba2_verify_args& args = params.args;
+  const int32_t batch_idx = blockIdx.y + blockIdx.z * kMostGridBatch;
+  if (batch_idx >= args.batch) return;
+  Storage& shared = shared_storage<Storage>();
+  const int32_t block_rows = blockDim.x / kLanes * kRows, row_block = blockIdx.x % params.row_blocks;
+  StatePlace place;
+  place.head = blockIdx.x / params.row_blocks;
+  place.dim = row_block * block_rows;
+  place.ndims = args.headdim - place.dim < block_rows ? args.headdim - place.dim : block_rows;
+  place.row = threadIdx.x / kLanes * kRows;
+  place.lane = threadIdx.x % kLanes;
+
+  // Asked for before anything else is known of the slot: the checkpoint of a fresh or broken one is then not used.
+  const int32_t slot = load_global(args.slots + batch_idx);
+  const bool in_pool = slot >= 0 && slot < args.cursor.nslots;
+  const StateRows checkpoint =
+      state_rows(args.checkpoint, args.checkpoint_dtype,
+                 (in_pool ? slot : 0) * args.checkpoint_stride_slot + place.head * args.checkpoint_stride_head +
+                     place.dim * args.checkpoint_stride_dim,
+                 args.checkpoint_stride_dim);
+  uint4 bits[kRows][2];
+  if (in_pool) load_state<kLanes>(checkpoint, place, args.dstate, bits);
+  const bool materialize = params.output.state != nullptr;
+  const Mamba2Step step = read_step(args, batch_idx, !materialize);
+  zero_padding(args.dstate, shared);
+  if (materialize) {
+    const BlockChannels channels = block_channels(args, place);
+    if (channels.keeps_x) write_tail<T>(params, step, channels.x, place.ndims);
+    if (channels.keeps_B) write_tail<T>(params, step, channels.B, args.dstate);
+    if (channels.keeps_C) write_tail<T>(params, step, channels.C, args.dstate);
+  }
+
+  State state = {};
+  if (step.valid && step.position > 0) convert_state(args.checkpoint_dtype, bits, state);
+  if (step.valid) {
+    const bool tree = step.parents != nullptr && step.ntokens > 0;
+    const int32_t chained = tree ? step.live : step.live + step.ntokens;
+    if (tree && threadIdx.x == 0) order_tree(step, shared.tree);
+    int32_t emitted = 0;
+    Chunk chunk{};
+    for (int32_t done = 0; done < chained || (tree && emitted < step.ntokens);) {
+      chunk.tree = done == chained;
+      if (!chunk.tree) {
+        chunk.first = done;
+        chunk.nvisits = chunk.nplaces = chained - done < kPlaces ? chained - done : kPlaces;
+        done += chunk.nplaces;
+        const int32_t live_places = step.live - chunk.first < 0 ? 0 : step.live - chunk.first;
+        chunk.emitted = live_places < 32 ? ((1u << chunk.nplaces) - 1) >> live_places << live_places : 0;
+      } else {
+        if (emitted == 0) keep_committed(state, shared);  // a thread reads only what it wrote
+        if (threadIdx.x == 0) fill_chunk(step, kPlaces, shared.tree);
+        __syncthreads();  // the chunk's list is written before it is read; the last one's was read before (8)
+        chunk.nplaces = shared.tree.nplaces;
+        chunk.nvisits = shared.tree.nvisits;
+        chunk.emitted = shared.tree.emitted;
+        for (uint32_t rest = chunk.emitted; rest != 0; rest &= rest - 1) ++emitted;
+      }
+      const auto token_of = [&](int32_t p) { return chunk.tree ? step.live + shared.tree.token[p] : chunk.first + p; };
+      for (int32_t i = threadIdx.x; i < chunk.nplaces * args.cursor.width; i += blockDim.x) {
+        const int32_t p = i / args.cursor.width, tap = i % args.cursor.width;
+        shared.inputs[p * kMostWidth + tap] = find_input(args, step, token_of(p), args.cursor.width - 1 - tap);
+      }
+      __syncthreads();  // (4) input ids are written before they are read; outputs were read before x is overwritten
+      prepare_tokens<T>(args, step, place.head, row_block == 0, chunk, token_of, shared);
+      run_conv<T>(args, step, place, chunk, shared);
+      __syncthreads();  // (6) conv outputs, dt and decay are written before they are read
+      visit_tokens(args, step, place, chunk, checkpoint, state, shared);
+      __syncthreads();  // (8) sums are written before they are read; the chunk's list is read before the next is made
+      store_outputs<T>(args, step, place, chunk, token_of, shared);
+    }
+  }
+  if (materialize) {
+    const StateRows rows =
+        state_rows(params.output.state, LLAMBA_FLOAT32,
+                   batch_idx * params.output.state_stride_batch + place.head * params.output.state_stride_head +
+                       place.dim * params.output.state_stride_dim,
+                   params.output.state_stride_dim);
+    store_state<kLanes>(rows, place, args.dstate, state);
+  } else {
+    zero_outputs<T>(args, batch_idx, place, step.valid ? step.ntokens : 0);
+  }
+}
+
+}  // namespace llamba

@@ -1,0 +1,193 @@
+// The state in the registers of the recurrent kernel: a thread has kRows dims x 2 x 4 elements of dstate.
+#pragma once
+
+#include "common/math.cuh"
+
+namespace llamba {
+namespace {
+
+constexpr int32_t kRows = 4, kColumns = 8;
+using State = float[kRows][kColumns];
+
+// The part of the state that a block owns, and the part of that which a thread owns.
+struct StatePlace {
+  int32_t head, dim, ndims;  // dims dim to dim + ndims - 1 of a head
+  int32_t row, lane;         // the thread's first row among them; its lane among those that share its rows
+};
+
+// Where the block's rows lie in global memory.
+struct StateRows {
+  char* data;  // [ndims, dstate]
+  int64_t row_bytes;
+  llamba_dtype dtype;
+  bool whole;  // four elements are one access
+};
+
+template <typename Data>
+__device__ __forceinline__ StateRows state_rows(Data* data, llamba_dtype dtype, int64_t offset, int64_t stride_dim) {
+  const int32_t size = dtype == LLAMBA_FLOAT32 ? 4 : 2;
+  StateRows rows;
+  rows.data = reinterpret_cast<char*>(data) + offset * size;
+  rows.row_bytes = stride_dim * size;
+  rows.dtype = dtype;
+  rows.whole = (reinterpret_cast<uintptr_t>(rows.data) | static_cast<uintptr_t>(rows.row_bytes)) % (4 * size) == 0;
+  return rows;
+}
+
+// at(pointer, r, c): for each four elements that the thread has; c is 0 or 1.
+template <int kLanes, int kSize, typename At>
+__device__ __forceinline__ void for_each_four(const StateRows& rows, const StatePlace& place, int32_t dstate, At at) {
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int32_t c = 0; c < 2; ++c) {
+      const int32_t n = 4 * (c * kLanes + place.lane);
+      if (place.row + r < place.ndims && n < dstate) at(rows.data + (place.row + r) * rows.row_bytes + n * kSize, r, c);
+    }
+  }
+}
+
+// The raw bits; 16-bit elements in x and y. Not converted here, so that nothing waits for them yet.
+template <int kLanes>
+__device__ __forceinline__ void load_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
+                                           uint4 (&bits)[kRows][2]) {
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) bits[r][0] = bits[r][1] = uint4{0, 0, 0, 0};
+  if (rows.dtype == LLAMBA_FLOAT32 && rows.whole) {
+    for_each_four<kLanes, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+      bits[r][c] = load_global_once(reinterpret_cast<const uint4*>(p));
+    });
+  } else if (rows.dtype == LLAMBA_FLOAT32) {
+    for_each_four<kLanes, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+      const unsigned* elements = reinterpret_cast<const unsigned*>(p);
+      bits[r][c] =
+          uint4{load_global(elements), load_global(elements + 1), load_global(elements + 2), load_global(elements + 3)};
+    });
+  } else if (rows.whole) {
+    for_each_four<kLanes, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+      const uint2 four = load_global_once(reinterpret_cast<const uint2*>(p));
+      bits[r][c] = uint4{four.x, four.y, 0, 0};
+    });
+  } else {
+    for_each_four<kLanes, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+      const uint16_t* elements = reinterpret_cast<const uint16_t*>(p);
+      const unsigned low = load_global(elements), high = load_global(elements + 2);
+      bits[r][c] = uint4{low | static_cast<unsigned>(load_global(elements + 1)) << 16,
+                         high | static_cast<unsigned>(load_global(elements + 3)) << 16, 0, 0};
+    });
+  }
+}
+
+template <typename S>
+__device__ __forceinline__ void unpack(const uint4& bits, float (&state)[kColumns], int32_t c) {
+  S four[4];
+  memcpy(four, &bits, sizeof(four));
+#pragma unroll
+  for (int32_t j = 0; j < 4; ++j) state[4 * c + j] = to_float(four[j]);
+}
+
+__device__ __forceinline__ void convert_state(llamba_dtype dtype, const uint4 (&bits)[kRows][2], State& state) {
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int32_t c = 0; c < 2; ++c) LLAMBA_SWITCH_DTYPE(dtype, S, unpack<S>(bits[r][c], state[r], c));
+  }
+}
+
+template <typename S, int kLanes>
+__device__ __forceinline__ void store_as(const StateRows& rows, const StatePlace& place, int32_t dstate,
+                                         const State& state) {
+  for_each_four<kLanes, sizeof(S)>(rows, place, dstate, [&](char* p, int32_t r, int32_t c) {
+    S four[4];
+#pragma unroll
+    for (int32_t j = 0; j < 4; ++j) from_float(state[r][4 * c + j], &four[j]);
+    if (!rows.whole) {
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) store_global(reinterpret_cast<S*>(p) + j, four[j]);
+    } else if constexpr (sizeof(S) == 4) {
+      uint4 bits;
+      memcpy(&bits, four, sizeof(bits));
+      store_global(reinterpret_cast<uint4*>(p), bits);
+    } else {
+      uint2 bits;
+      memcpy(&bits, four, sizeof(bits));
+      store_global(reinterpret_cast<uint2*>(p), bits);
+    }
+  });
+}
+
+template <int kLanes>
+__device__ __forceinline__ void store_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
+                                            const State& state) {
+  LLAMBA_SWITCH_DTYPE(rows.dtype, S, (store_as<S, kLanes>(rows, place, dstate, state)));
+}
+
+// As a checkpoint of this dtype would hold it.
+__device__ __forceinline__ void round_state(llamba_dtype dtype, State& state) {
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int32_t j = 0; j < kColumns; ++j) {
+      state[r][j] = dtype == LLAMBA_BFLOAT16 ? rounded_to<bfloat16>(state[r][j]) : rounded_to<float16>(state[r][j]);
+    }
+  }
+}
+
+__device__ __forceinline__ void load_four(const float* shared, float (&v)[4]) {
+  const uint4 bits = *reinterpret_cast<const uint4*>(shared);
+  memcpy(v, &bits, sizeof(bits));
+}
+
+// state = decay state + (dt x) B; x: of the thread's rows; B [padded dstate], in shared memory
+template <int kLanes>
+__device__ __forceinline__ void advance(State& state, float decay, float dt, const float* x, const float* B,
+                                        int32_t lane) {
+  float dtx[kRows];
+  load_four(x, dtx);
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) dtx[r] = dt * dtx[r];
+#pragma unroll
+  for (int32_t c = 0; c < 2; ++c) {
+    float four[4];
+    load_four(B + 4 * (c * kLanes + lane), four);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = fmaf(dtx[r], four[j], decay * state[r][4 * c + j]);
+    }
+  }
+}
+
+// The sum over dstate of state times C, of the row that row_of_sum names; all lanes of a warp take part. Every row's
+// sum is the same tree: within a thread in order, then over lanes that differ in their highest bit, and so on down.
+template <int kLanes>
+__device__ __forceinline__ float multiply(const State& state, const float* C, int32_t lane) {
+  float sums[kRows];
+#pragma unroll
+  for (int32_t c = 0; c < 2; ++c) {
+    float four[4];
+    load_four(C + 4 * (c * kLanes + lane), four);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) {
+        sums[r] = c + j == 0 ? state[r][0] * four[0] : fmaf(state[r][4 * c + j], four[j], sums[r]);
+      }
+    }
+  }
+  // A lane gives away the rows that its partner keeps: 2 + 1 values are exchanged, not 4 + 4.
+  const bool upper = (lane & kLanes / 2) != 0, odd = (lane & kLanes / 4) != 0;
+  const float even_row = (upper ? sums[2] : sums[0]) + __shfl_xor_sync(~0u, upper ? sums[0] : sums[2], kLanes / 2);
+  const float odd_row = (upper ? sums[3] : sums[1]) + __shfl_xor_sync(~0u, upper ? sums[1] : sums[3], kLanes / 2);
+  float sum = (odd ? odd_row : even_row) + __shfl_xor_sync(~0u, odd ? even_row : odd_row, kLanes / 4);
+#pragma unroll
+  for (int32_t distance = kLanes / 8; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  return sum;
+}
+template <int kLanes>
+__device__ __forceinline__ int32_t row_of_sum(int32_t lane) {
+  return lane / (kLanes / 4);
+}
+
+}  // namespace
+}  // namespace llamba
