@@ -45,6 +45,9 @@ __device__ __forceinline__ void store_global(T* p, T value) {
   *p = value;
 }
 
+// Starts bringing the line of p into L2; p need not be aligned.
+__device__ __forceinline__ void prefetch_global(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // ---- asynchronous copies to shared memory ----
 
 // 16 bytes, both sides aligned to 16; zero_instead: writes zeros and reads nothing.
