@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from helpers import assert_bitwise, assert_close_to_ref
+from helpers import assert_close_to_ref
 from test_mamba2_verify import CASES, int32, make_layer, walk
 
 from python_ref.mamba2_verify import mamba2_verify_ref

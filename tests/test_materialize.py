@@ -131,15 +131,51 @@ def test_refusals():
 
     before = layer.checkpoint.clone()
     sentence = (
-        "state_import: slot 2 must have no open step and no live rows (cursor_reset with prompt = the state's "
-        "position, fold_every 1 and max_rollback 0); got ntokens 0 and live "
-    ) + str(int(layer.cursor.table[2, 1]))
-    assert_refused(ValueError, sentence, state_import, torch.zeros(1, 6, 24, 48), int32(2))
-    sentence = (
         "state_import: state must have shape (batch, nheads, headdim, dstate) = (1, 6, 24, 48); got (1, 6, 24, 47)"
     )
     assert_refused(ValueError, sentence, state_import, torch.zeros(1, 6, 24, 47), int32(1))
     assert_bitwise(layer.checkpoint, before)
+
+
+@pytest.mark.cpu_only
+def test_import_over_live_rows_is_refused():
+    layer = make_layer()
+    before = [layer.checkpoint.clone(), layer.rows.clone()]
+    state, tail = torch.zeros(1, 6, 24, 48), torch.zeros(1, 3, layer.conv_dim)
+    sentence = (
+        "state_import: slot 2 must have no open step and no live rows (cursor_reset with prompt = the state's "
+        "position, fold_every 1 and max_rollback 0); got ntokens 0 and live "
+    ) + str(int(layer.cursor.table[2, 1]))
+    arguments = state, tail, layer.checkpoint, layer.rows, layer.cursor.table, int32(2)
+    assert_refused(ValueError, sentence, ops.state_import, *arguments)
+    for old, new in zip(before, (layer.checkpoint, layer.rows), strict=True):
+        assert_bitwise(new, old)
+
+
+@pytest.mark.device_only
+def test_import_into_a_slot_that_is_not_ready_writes_nothing():
+    """On a GPU: slots that do not exist, have live rows, an open step or a header or row id that does not fit."""
+    layer = make_layer()
+    state, tail = torch.zeros(3, 6, 24, 48), torch.zeros(3, 3, layer.conv_dim)
+    expected = [layer.checkpoint.clone(), layer.rows.clone()]
+
+    def state_import(slots):
+        ops.state_import(state, tail, layer.checkpoint, layer.rows, layer.cursor.table, slots)
+        for ours, each in zip((layer.checkpoint, layer.rows), expected, strict=True):
+            assert_bitwise(ours, each)
+
+    state_import(int32(2, 3, 2**31 - 1))
+    ops.cursor_reset(layer.cursor.table, int32(2), int32(9), width=4, max_window=4)
+    prepared = layer.cursor.table.clone()
+    for field, value in ((0, -5), (1, -1), (1, 99), (2, 1), (3, 2), (3, -1)):
+        layer.cursor.table.copy_(prepared)
+        layer.cursor.table[2, field] = value
+        state_import(int32(2, -1, 3))
+    layer.cursor.table.copy_(prepared)
+    layer.cursor.table[2, 4:7] = torch.tensor([layer.rows.shape[1], 2**31 - 1, 1])
+    expected[0][2] = 0  # only the rows that do not exist are left out
+    expected[1][2, 1] = 0
+    state_import(int32(2, -1, 3))
 
 
 def test_opcheck():

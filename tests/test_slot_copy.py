@@ -67,8 +67,70 @@ def test_reference_equals_index_copy():
         assert_bitwise(ours, each)
 
 
+@pytest.mark.device_only
+@pytest.mark.parametrize(
+    "src", [3, 4, 2**31 - 1, -1, 2], ids=["open step", "beyond nslots", "far beyond", "padding", "too many tokens"]
+)
+def test_a_bad_source_breaks_its_destination(src):
+    """On a GPU: the others are copied, dst is refused until it is reset, and no buffer of it is touched."""
+    cursor, (states, kv) = make_cursor(), make_buffers()
+    kv[1] = kv[1][:, :, :8] if src == 2 else kv[1]
+    expected = [t.clone() for t in (cursor, *states, *kv)]
+    good = 2 if src == 3 else 3
+    slot_copy(cursor, states, kv, int32(src, 0, 0), int32(1, good, 4), width=4)
+    slot_copy_ref(expected[0], expected[1 : 1 + len(states)], expected[1 + len(states) :], int32(0), int32(good))
+    expected[0][1, 3] = -1
+    for ours, each in zip((cursor, *states, *kv), expected, strict=True):
+        assert_bitwise(ours, each)
+
+
+@pytest.mark.device_only
+def test_many_buffers_and_large_ones():
+    """More than one launch takes, and more bytes than a launch has threads; none of them aligned to a word."""
+    cursor = make_cursor()
+    states = [torch.randn(4, 3, 2 + i) for i in range(60)] + [torch.randint(-99, 99, (4, 300_001), dtype=torch.int8)]
+    kv = [torch.randn(4, 2, 12, 7).half() for _ in range(30)]
+    expected = [t.clone() for t in (cursor, *states, *kv)]
+    slot_copy(cursor, states, kv, int32(2), int32(1), width=4)
+    slot_copy_ref(expected[0], expected[1:62], expected[62:], int32(2), int32(1))
+    for ours, each in zip((cursor, *states, *kv), expected, strict=True):
+        assert_bitwise(ours, each)
+
+
 SHARED = torch.zeros(4, 5)
 REFUSED = {
+    "dst length": (int32(0), int32(1, 3), {}, ValueError, "dst must have shape (batch) = (1,); got (2,)"),
+    "states slots": (
+        int32(0),
+        int32(1),
+        dict(states=[torch.zeros(4), torch.zeros(3, 2)]),
+        ValueError,
+        "size of states[1] in dimension 0 must be 4; got 3",
+    ),
+    "kv dims": (
+        int32(0),
+        int32(1),
+        dict(kv=[torch.zeros(4, 2, 12)]),
+        ValueError,
+        "kv[0] must have 4 dimensions; got shape (4, 2, 12)",
+    ),
+    "overlap": (
+        int32(0),
+        int32(1),
+        dict(states=[torch.zeros(1, 3).expand(4, 3)]),
+        TypeError,
+        "states[0] must have strides with which no two elements share memory; got shape (4, 3) with strides (0, 1)",
+    ),
+    "buffers overlap": (
+        int32(0),
+        int32(1),
+        dict(states=[SHARED[:, :3], SHARED[:, 2:]]),
+        TypeError,
+        "states[1] must share no memory with states[0]; got one that does",
+    ),
+    "width": (int32(0), int32(1), dict(width=5), ValueError, "width must be 2 to 4; got 5"),
+}
+REFUSED_DATA = {
     "dst twice": (int32(0, 0), int32(1, 1), {}, ValueError, "dst must name a slot at most once; got 1 twice"),
     "src in dst": (int32(0, 1), int32(1, 3), {}, ValueError, "src must name no slot of dst; got 1 in both"),
     "src = dst": (int32(0), int32(0), {}, ValueError, "src must name no slot of dst; got 0 in both"),
@@ -87,21 +149,6 @@ REFUSED = {
         ValueError,
         "src slot 3 must have no open step (commit it first); got one of 1 tokens",
     ),
-    "dst length": (int32(0), int32(1, 3), {}, ValueError, "dst must have shape (batch) = (1,); got (2,)"),
-    "states slots": (
-        int32(0),
-        int32(1),
-        dict(states=[torch.zeros(4), torch.zeros(3, 2)]),
-        ValueError,
-        "size of states[1] in dimension 0 must be 4; got 3",
-    ),
-    "kv dims": (
-        int32(0),
-        int32(1),
-        dict(kv=[torch.zeros(4, 2, 12)]),
-        ValueError,
-        "kv[0] must have 4 dimensions; got shape (4, 2, 12)",
-    ),
     "kv tokens": (
         int32(2),
         int32(1),
@@ -109,26 +156,21 @@ REFUSED = {
         ValueError,
         "kv must hold the 9 tokens of slot 2; got 8 in kv[1]",
     ),
-    "overlap": (
-        int32(0),
-        int32(1),
-        dict(states=[torch.zeros(1, 3).expand(4, 3)]),
-        TypeError,
-        "states[0] must have strides with which no two elements share memory; got shape (4, 3) with strides (0, 1)",
-    ),
-    "buffers overlap": (
-        int32(0),
-        int32(1),
-        dict(states=[SHARED[:, :3], SHARED[:, 2:]]),
-        TypeError,
-        "states[1] must share no memory with states[0]; got one that does",
-    ),
-    "width": (int32(0), int32(1), dict(width=5), ValueError, "width must be 2 to 4; got 5"),
 }
 
 
 @pytest.mark.parametrize("src, dst, change, kind, sentence", REFUSED.values(), ids=REFUSED)
 def test_refusals(src, dst, change, kind, sentence):
+    assert_nothing_changes_and_refused(src, dst, change, kind, sentence)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("src, dst, change, kind, sentence", REFUSED_DATA.values(), ids=REFUSED_DATA)
+def test_refusals_of_data(src, dst, change, kind, sentence):
+    assert_nothing_changes_and_refused(src, dst, change, kind, sentence)
+
+
+def assert_nothing_changes_and_refused(src, dst, change, kind, sentence):
     cursor = make_cursor()
     states, kv = ([], []) if change else make_buffers()
     arguments = dict(states=states, kv=kv, width=4) | change

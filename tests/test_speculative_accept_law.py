@@ -92,15 +92,16 @@ def make_tables(vocab=5):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("certain", [False, True], ids=["drafts with q", "certain drafts"])
-def test_emitted_tokens_have_the_target_law(certain, dtype):
+def test_emitted_tokens_have_the_target_law(certain, dtype, request):
     """Joint law of three tokens, 125 outcomes, 400,000 sequences; and as many drafts stay as can."""
     target, draft = make_tables()
-    observed, expected, accepted = speculate(target, draft, 400_000, certain, dtype, 0.7, speculative_accept)
+    count = 20_000 if request.config.getoption("--device") == "simt" else 400_000  # there 400,000 take half a minute
+    observed, expected, accepted = speculate(target, draft, count, certain, dtype, 0.7, speculative_accept)
     assert p_value_of_g_test(observed, expected) > 1e-3
     p, q = (torch.softmax(table[0, 0].to(dtype).double() / 0.7, -1) for table in (target, draft))
     q = torch.nn.functional.one_hot(q.argmax(), 5).double() if certain else q
     stays = 2 / 3 * torch.minimum(p, q).sum()  # two of three windows have a first draft
-    assert abs((accepted > 1).double().mean() - stays) < 4 * (stays * (1 - stays) / 400_000).sqrt()
+    assert abs((accepted > 1).double().mean() - stays) < 4 * (stays * (1 - stays) / count).sqrt()
 
 
 @pytest.mark.parametrize("certain", [False, True], ids=["drafts with q", "certain drafts"])

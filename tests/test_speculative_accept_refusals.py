@@ -1,8 +1,8 @@
-"""speculative_accept refuses by one sentence, and writes nothing then."""
+"""speculative_accept refuses by one sentence, and writes nothing then; on a GPU, its sequence alone."""
 
 import pytest
 import torch
-from helpers import assert_refused
+from helpers import assert_bitwise, assert_refused
 
 from llamba_kernels.ops import speculative_accept
 
@@ -36,21 +36,6 @@ REFUSED = {
         TypeError,
         "logits must have stride 1 in dimension -1; got 3",
     ),
-    "logits nan": (
-        dict(logits=changed(GOOD["logits"], (1, 2, 4), NAN)),
-        ValueError,
-        f"{NO_NAN}; got nan in row 2 of sequence 1",
-    ),
-    "logits inf": (
-        dict(logits=changed(GOOD["logits"], (0, 1, 0), torch.inf)),
-        ValueError,
-        f"{NO_NAN}; got inf in row 1 of sequence 0",
-    ),
-    "logits all masked": (
-        dict(logits=changed(GOOD["logits"], (1, 0), -torch.inf)),
-        ValueError,
-        f"{NO_NAN}; got -inf in row 0 of sequence 1",
-    ),
     "no vocab": (
         dict(logits=torch.zeros(2, 3, 0), draft_probs=None),
         ValueError,
@@ -68,16 +53,6 @@ REFUSED = {
         TypeError,
         "drafts must have stride 1 in dimension -1; got 2",
     ),
-    "drafts too large": (
-        dict(drafts=changed(GOOD["drafts"], (1, 0), 5)),
-        ValueError,
-        "drafts must be below vocab = 5 and not negative; got 5 as draft 0 of sequence 1",
-    ),
-    "drafts negative": (
-        dict(drafts=changed(GOOD["drafts"], (0, 1), -1)),
-        ValueError,
-        "drafts must be below vocab = 5 and not negative; got -1 as draft 1 of sequence 0",
-    ),
     "ntokens shape": (
         dict(ntokens=torch.ones(3, dtype=torch.int32)),
         ValueError,
@@ -88,16 +63,6 @@ REFUSED = {
         dict(ntokens=torch.ones(4, dtype=torch.int32)[::2]),
         TypeError,
         "ntokens must have stride 1 in dimension -1; got 2",
-    ),
-    "ntokens 0": (
-        dict(ntokens=torch.tensor([3, 0], dtype=torch.int32)),
-        ValueError,
-        "ntokens must be 1 to max_window = 3; got 0 for sequence 1",
-    ),
-    "ntokens 4": (
-        dict(ntokens=torch.tensor([4, 3], dtype=torch.int32)),
-        ValueError,
-        "ntokens must be 1 to max_window = 3; got 4 for sequence 0",
     ),
     "draft_probs shape": (
         dict(draft_probs=torch.zeros(2, 2, 4)),
@@ -114,11 +79,6 @@ REFUSED = {
         TypeError,
         "draft_probs must have stride 1 in dimension -1; got 2",
     ),
-    "draft_probs nan": (
-        dict(draft_probs=changed(GOOD["draft_probs"], (1, 1, 1), NAN)),
-        ValueError,
-        "draft_probs must be 0 to 1; got nan for draft 1 of sequence 1",
-    ),
     "draft_probs greedy": (
         dict(uniforms=None),
         ValueError,
@@ -134,16 +94,6 @@ REFUSED = {
         dict(uniforms=torch.zeros(3, 2).double().t()),
         TypeError,
         "uniforms must have stride 1 in dimension -1; got 2",
-    ),
-    "uniforms 1": (
-        dict(uniforms=changed(GOOD["uniforms"], (1, 2), 1.0)),
-        ValueError,
-        "uniforms must be at least 0 and below 1; got 1 in column 2 of sequence 1",
-    ),
-    "uniforms nan": (
-        dict(uniforms=changed(GOOD["uniforms"], (0, 0), NAN)),
-        ValueError,
-        "uniforms must be at least 0 and below 1; got nan in column 0 of sequence 0",
     ),
     "temperature 0": (dict(temperature=0.0), ValueError, "temperature must be positive and finite; got 0"),
     "temperature -1": (dict(temperature=-1.0), ValueError, "temperature must be positive and finite; got -1"),
@@ -194,10 +144,97 @@ REFUSED = {
         "next_token must have stride 1 in dimension -1; got 2",
     ),
 }
+REFUSED_DATA = {
+    "logits nan": (
+        dict(logits=changed(GOOD["logits"], (1, 2, 4), NAN)),
+        ValueError,
+        f"{NO_NAN}; got nan in row 2 of sequence 1",
+    ),
+    "logits inf": (
+        dict(logits=changed(GOOD["logits"], (0, 1, 0), torch.inf)),
+        ValueError,
+        f"{NO_NAN}; got inf in row 1 of sequence 0",
+    ),
+    "logits all masked": (
+        dict(logits=changed(GOOD["logits"], (1, 0), -torch.inf)),
+        ValueError,
+        f"{NO_NAN}; got -inf in row 0 of sequence 1",
+    ),
+    "drafts too large": (
+        dict(drafts=changed(GOOD["drafts"], (1, 0), 5)),
+        ValueError,
+        "drafts must be below vocab = 5 and not negative; got 5 as draft 0 of sequence 1",
+    ),
+    "drafts negative": (
+        dict(drafts=changed(GOOD["drafts"], (0, 1), -1)),
+        ValueError,
+        "drafts must be below vocab = 5 and not negative; got -1 as draft 1 of sequence 0",
+    ),
+    "ntokens 0": (
+        dict(ntokens=torch.tensor([3, 0], dtype=torch.int32)),
+        ValueError,
+        "ntokens must be 1 to max_window = 3; got 0 for sequence 1",
+    ),
+    "ntokens 4": (
+        dict(ntokens=torch.tensor([4, 3], dtype=torch.int32)),
+        ValueError,
+        "ntokens must be 1 to max_window = 3; got 4 for sequence 0",
+    ),
+    "draft_probs nan": (
+        dict(draft_probs=changed(GOOD["draft_probs"], (1, 1, 1), NAN)),
+        ValueError,
+        "draft_probs must be 0 to 1; got nan for draft 1 of sequence 1",
+    ),
+    "uniforms 1": (
+        dict(uniforms=changed(GOOD["uniforms"], (1, 2), 1.0)),
+        ValueError,
+        "uniforms must be at least 0 and below 1; got 1 in column 2 of sequence 1",
+    ),
+    "uniforms nan": (
+        dict(uniforms=changed(GOOD["uniforms"], (0, 0), NAN)),
+        ValueError,
+        "uniforms must be at least 0 and below 1; got nan in column 0 of sequence 0",
+    ),
+}
 
 
 @pytest.mark.parametrize("change, kind, sentence", REFUSED.values(), ids=REFUSED)
 def test_refusals(change, kind, sentence):
+    assert_nothing_written_and_refused(change, kind, sentence)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("change, kind, sentence", REFUSED_DATA.values(), ids=REFUSED_DATA)
+def test_refusals_of_data(change, kind, sentence):
+    assert_nothing_written_and_refused(change, kind, sentence)
+
+
+@pytest.mark.device_only
+@pytest.mark.parametrize("change, kind, sentence", REFUSED_DATA.values(), ids=REFUSED_DATA)
+def test_bad_data_refuses_its_sequence_alone(change, kind, sentence):
+    """On a GPU: accepted 0, next_token -1, and the other sequence is decided."""
+    bad = int(sentence[sentence.index("sequence ") + 9 :])
+    accepted, token = speculative_accept(**(GOOD | change))
+    expected = [t.clone() for t in speculative_accept(**GOOD)]
+    expected[0][bad], expected[1][bad] = 0, -1
+    assert_bitwise(accepted, expected[0])
+    assert_bitwise(token, expected[1])
+
+
+@pytest.mark.device_only
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-53])
+@pytest.mark.parametrize("q", [NAN, torch.inf, -torch.inf, -1.0, 1e30])
+def test_draft_probs_that_are_none_still_give_a_token(q, u):
+    """Only the draft's own q is looked at; the others may be anything, and the token exists."""
+    draft_probs = torch.full((2, 2, 5), q)
+    draft_probs[:, :, 1] = 1.0
+    uniforms = torch.full((2, 3), u, dtype=torch.float64)
+    uniforms[:, 0] = 0.9
+    accepted, token = speculative_accept(**(GOOD | dict(draft_probs=draft_probs, uniforms=uniforms)))
+    assert accepted.tolist() == [1, 1] and token.min() >= 0 and token.max() < 5
+
+
+def assert_nothing_written_and_refused(change, kind, sentence):
     out = torch.full((2,), 77, dtype=torch.int32), torch.full((2,), 77, dtype=torch.int64)
     assert_refused(kind, f"speculative_accept: {sentence}", speculative_accept, **(GOOD | dict(out=out) | change))
     assert out[0].tolist() == out[1].tolist() == [77, 77]

@@ -42,8 +42,18 @@ __device__ __forceinline__ T load_global_once(const T* p) {
 }
 template <typename T>
 __device__ __forceinline__ void store_global(T* p, T value) {
-  *p = value;
+  if constexpr (sizeof(T) == 16) {  // spelled out: as an assignment the compiler splits some into four
+    uint4 bits;
+    memcpy(&bits, &value, 16);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                 : "memory");
+  } else {
+    *p = value;
+  }
 }
+
+// Starts bringing the line of p into L2; p need not be aligned.
+__device__ __forceinline__ void prefetch_global(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // ---- asynchronous copies to shared memory ----
 

@@ -1,6 +1,6 @@
 #include "common/cpu_isa.h"
-#include "common/error.h"
 #include "common/parallel.h"
+#include "rope/rope_check.h"
 
 namespace llamba {
 
@@ -13,18 +13,8 @@ using namespace llamba;
 
 extern "C" int llamba_rope_cpu(const llamba_rope_args* args) {
   constexpr const char* kOp = "rope";
-  LLAMBA_CHECK_SIZE(kOp, args);
-  LLAMBA_CHECK_DTYPE(kOp, args);
-  LLAMBA_CHECK_LEAST(kOp, args, batch, 0);
-  LLAMBA_CHECK_LEAST(kOp, args, ntokens, 0);
-  LLAMBA_CHECK_LEAST(kOp, args, nheads, 0);
-  LLAMBA_CHECK_LEAST(kOp, args, head_dim, 0);
-  LLAMBA_CHECK_LEAST(kOp, args, npositions, 0);
-  if (args->rotary_dim < 0 || args->rotary_dim > args->head_dim || args->rotary_dim % 2 != 0) {
-    return fail(LLAMBA_VALUE_ERROR,
-                "%s: rotary_dim (twice the width of cos) must be even and at most head_dim = %" PRId64 "; got %" PRId64,
-                kOp, args->head_dim, args->rotary_dim);
-  }
+  const int status = check_rope(args);
+  if (status != LLAMBA_OK) return status;
   for (int64_t b = 0; b < args->batch; ++b) {
     for (int64_t t = 0; t < args->ntokens; ++t) {
       const int32_t position = args->positions[b * args->positions_stride_batch + t];

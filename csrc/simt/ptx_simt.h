@@ -23,6 +23,7 @@ void store_global(T* p, T value, unsigned site = __builtin_LINE()) {
   simt::count_access(p, sizeof(T), true, site);
   *p = value;
 }
+inline void prefetch_global(const void*) {}
 
 inline void cp_async_16(void* shared, const void* global, bool zero_instead = false, unsigned site = __builtin_LINE()) {
   if (!zero_instead) simt::count_access(global, 16, false, site);

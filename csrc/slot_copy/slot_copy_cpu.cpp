@@ -3,38 +3,17 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "cursor/cursor_check.h"
 #include "cursor/cursor_edit.h"
 #include "cursor/cursor_slots.h"
+#include "slot_copy/slot_copy_check.h"
 
 namespace llamba {
 namespace {
 
 constexpr const char* kOp = "slot_copy";
 
-int check_buffers(const llamba_slot_copy_args& args) {
-  if (args.buffer_size != sizeof(llamba_slot_buffer)) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: buffer_size must be that of the struct, %zu; got %zu", kOp,
-                sizeof(llamba_slot_buffer), args.buffer_size);
-  }
-  for (int64_t b = 0; b < args.nbuffers; ++b) {
-    const llamba_slot_buffer& buffer = args.buffers[b];
-    if (buffer.ndim < 1 || buffer.ndim > LLAMBA_MAX_DIMS || buffer.element_size < 1 || buffer.token_dim == 0 ||
-        buffer.token_dim >= buffer.ndim || buffer.sizes[0] < args.cursor.nslots) {
-      return fail(LLAMBA_VALUE_ERROR,
-                  "%s: buffers must have 1 to %d dimensions, the first of nslots = %" PRId64
-                  ", and a token_dim among the others; got ndim %d, element_size %d, token_dim %d in buffer %" PRId64,
-                  kOp, LLAMBA_MAX_DIMS, args.cursor.nslots, buffer.ndim, buffer.element_size, buffer.token_dim, b);
-    }
-  }
-  return LLAMBA_OK;
-}
-
 int check(const llamba_slot_copy_args& args) {
-  LLAMBA_CHECK_LEAST(kOp, &args, batch, 0);
-  LLAMBA_CHECK_LEAST(kOp, &args, nbuffers, 0);
-  int status = check_cursor(kOp, args.cursor);
-  if (status == LLAMBA_OK) status = check_buffers(args);
+  int status = check_slot_copy(&args);
   if (status == LLAMBA_OK) status = check_slots(kOp, args.dst, args.batch, args.cursor.nslots, "dst");
   if (status != LLAMBA_OK) return status;
   int64_t first_kv = 0;
@@ -125,6 +104,5 @@ int slot_copy(const llamba_slot_copy_args& args) {
 }  // namespace llamba
 
 extern "C" int llamba_slot_copy_cpu(const llamba_slot_copy_args* args) {
-  LLAMBA_CHECK_SIZE(llamba::kOp, args);
   return llamba::guarded(llamba::kOp, [&] { return llamba::slot_copy(*args); });
 }

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <vector>
 
-#include "common/error.h"
 #include "common/parallel.h"
+#include "speculative_accept/speculative_accept_check.h"
 
 namespace llamba {
 namespace {
@@ -28,17 +28,8 @@ double draft_probability(const llamba_speculative_accept_args& args, int64_t b, 
 }
 
 int check_before_reading(const llamba_speculative_accept_args& args) {
-  LLAMBA_CHECK_SIZE(kOp, &args);
-  LLAMBA_CHECK_DTYPE(kOp, &args);
-  LLAMBA_CHECK_LEAST(kOp, &args, batch, 0);
-  LLAMBA_CHECK_RANGE(kOp, &args, max_window, 1, INT32_MAX);  // accepted is int32
-  LLAMBA_CHECK_RANGE(kOp, &args, vocab, 1, INT32_MAX);       // so is AcceptRow's argmax
-  if (!(args.temperature > 0.0 && std::isfinite(args.temperature))) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: temperature must be positive and finite; got %g", kOp, args.temperature);
-  }
-  if (args.draft_probs && !args.uniforms) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: draft_probs must be None when uniforms is None (greedy); got a tensor", kOp);
-  }
+  const int status = check_speculative_accept(&args);
+  if (status != LLAMBA_OK) return status;
   for (int64_t b = 0; b < args.batch; ++b) {
     if (args.ntokens[b] < 1 || args.ntokens[b] > args.max_window) {
       return fail(LLAMBA_VALUE_ERROR, "%s: ntokens must be 1 to max_window = %" PRId64 "; got %d for sequence %" PRId64,

@@ -3,6 +3,7 @@
 //          blocks in order. A row is read by one thread, so its sums are the same in every batch.
 #include "common/row_max.h"
 #include "common/vec.h"
+#include "speculative_accept/inverse_temperature.h"
 #include "speculative_accept/speculative_accept_cpu.h"
 
 namespace llamba {
@@ -29,14 +30,6 @@ double block_sum(const float* values, int n) {
   double total = 0.0;
   for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
   return total;
-}
-
-// 1 / temperature, kept a normal float: an infinity times the maximum's 0, or 0 times a masked token's infinity, is NaN.
-// Beyond its ends p is the argmax's, or that of all unmasked tokens alike, as it is with the inverse at the end.
-LLAMBA_INLINE float inverse_of(double temperature) {
-  const double inverse = 1.0 / temperature;
-  if (inverse > __FLT_MAX__) return __FLT_MAX__;
-  return static_cast<float>(inverse < __FLT_MIN__ ? __FLT_MIN__ : inverse);
 }
 
 // exp((logit - max) / temperature). vec.h's exp never falls below the least normal float; a masked token must get 0.

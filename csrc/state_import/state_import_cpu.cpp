@@ -1,9 +1,9 @@
 #include "common/cpu_isa.h"
 #include "common/dtype.h"
 #include "common/parallel.h"
-#include "cursor/cursor_check.h"
 #include "cursor/cursor_edit.h"
 #include "cursor/cursor_slots.h"
+#include "state_import/state_import_check.h"
 
 namespace llamba {
 
@@ -15,17 +15,7 @@ namespace {
 constexpr const char* kOp = "state_import";
 
 int check(const llamba_state_import_args& args) {
-  LLAMBA_CHECK_DTYPE(kOp, &args);
-  if (args.checkpoint_dtype < LLAMBA_FLOAT32 || args.checkpoint_dtype > LLAMBA_FLOAT16) {
-    return fail(LLAMBA_TYPE_ERROR, "%s: checkpoint_dtype must be float32, bfloat16 or float16; got code %d", kOp,
-                static_cast<int>(args.checkpoint_dtype));
-  }
-  LLAMBA_CHECK_LEAST(kOp, &args, batch, 0);
-  LLAMBA_CHECK_LEAST(kOp, &args, nheads, 1);
-  LLAMBA_CHECK_LEAST(kOp, &args, headdim, 1);
-  LLAMBA_CHECK_LEAST(kOp, &args, dstate, 1);
-  LLAMBA_CHECK_LEAST(kOp, &args, conv_dim, 1);
-  int status = check_cursor(kOp, args.cursor);
+  int status = check_state_import(&args);
   if (status == LLAMBA_OK) status = check_slots(kOp, args.slots, args.batch, args.cursor.nslots);
   for (int32_t i = 0; i < args.batch && status == LLAMBA_OK; ++i) {
     const int32_t slot = args.slots[i];
@@ -73,6 +63,5 @@ int state_import(const llamba_state_import_args& args) {
 }  // namespace llamba
 
 extern "C" int llamba_state_import_cpu(const llamba_state_import_args* args) {
-  LLAMBA_CHECK_SIZE(llamba::kOp, args);
   return llamba::guarded(llamba::kOp, [&] { return llamba::state_import(*args); });
 }

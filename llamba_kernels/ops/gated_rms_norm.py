@@ -22,7 +22,7 @@ def gated_rms_norm(x, z, weight, eps, group_size, *, out=None):
     Writes: out.
     Returns: out.
     Raises: ValueError (shapes, numbers), TypeError (dtypes, devices, strides, overlap).
-    Devices: CPU.
+    Devices: CPU, CUDA.
     Source: csrc/gated_rms_norm. Reference: python_ref/gated_rms_norm.py.
     """
     if out is None:

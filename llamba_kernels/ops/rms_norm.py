@@ -22,7 +22,7 @@ def rms_norm(x, weight, eps, residual=None, *, out=None):
     Writes: out; residual.
     Returns: out.
     Raises: ValueError (shapes, numbers), TypeError (dtypes, devices, strides, overlap). Nothing is written then.
-    Devices: CPU.
+    Devices: CPU, CUDA.
     Source: csrc/rms_norm. Reference: python_ref/rms_norm.py.
     """
     if out is None:

@@ -24,7 +24,8 @@ def rope(x, cos, sin, positions, *, interleaved=False, out=None):
     Writes: out.
     Returns: out.
     Raises: ValueError (shapes, positions), TypeError (dtypes, devices, strides, overlap). Nothing is written then.
-    Devices: CPU.
+        On CUDA positions is not checked: a token whose position is not below npositions is as padding.
+    Devices: CPU, CUDA.
     Source: csrc/rope; RoFormer, arXiv 2104.09864. Reference: python_ref/rope.py.
     """
     if out is None:

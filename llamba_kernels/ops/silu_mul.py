@@ -19,7 +19,7 @@ def silu_mul(gate, up, *, out=None):
     Writes: out.
     Returns: out.
     Raises: ValueError (shapes), TypeError (dtypes, devices, strides, overlap). Nothing is written then.
-    Devices: CPU.
+    Devices: CPU, CUDA.
     Source: csrc/silu_mul. Reference: python_ref/silu_mul.py.
     """
     if out is None:

@@ -17,8 +17,11 @@ def slot_copy(cursor, states, kv, src, dst, *, width):
         dst: (batch) int32, unique, no slot of src; < 0 exactly where src is. An open step of theirs is forgotten.
         width: int, conv width, 2 to 4.
     Writes: cursor, states and kv, the slots in dst.
-    Raises: ValueError (shapes, slots), TypeError (dtypes, devices, strides, overlap). Nothing is written then.
-    Devices: CPU.
+    Raises: ValueError (shapes, slots), TypeError (dtypes, devices, strides, overlap). Nothing is written then. On CUDA
+        the data of src, dst and cursor is not checked: a dst that is no slot is skipped; a src that is none, has an
+        open step or more tokens than a kv leaves its dst broken, refused until reset; a dst named twice, or among src,
+        is undefined.
+    Devices: CPU, CUDA.
     Source: csrc/slot_copy. Reference: python_ref/slot_copy.py.
     """
     call(torch.ops.llamba.slot_copy.default, cursor, states, kv, src, dst, width)

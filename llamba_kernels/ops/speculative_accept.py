@@ -33,8 +33,9 @@ def speculative_accept(logits, drafts, ntokens, draft_probs=None, uniforms=None,
     Returns: accepted, (batch) int32: inputs that stay, the pending one included, 1 to ntokens;
         next_token, (batch) int64.
     Raises: ValueError (shapes, numbers, draft ids, NaN), TypeError (dtypes, devices, strides, overlap).
-        Nothing is written then.
-    Devices: CPU.
+        Nothing is written then. On CUDA the data is not checked: a sequence whose ntokens, or whose logits, drafts,
+        draft_probs or uniforms, as far as its decision reads them, break a rule gets accepted 0 and next_token -1.
+    Devices: CPU, CUDA.
     Source: csrc/speculative_accept; Leviathan et al., arXiv 2211.17192. Reference: python_ref/speculative_accept.py.
     """
     if uniforms is not None and uniforms.dtype == torch.float32:

@@ -19,8 +19,10 @@ def state_import(state, tail, checkpoint, rows, cursor, slots):
         checkpoint, rows, cursor: as `mamba2_verify`.
         slots: (batch) int32, unique, without open step and live rows; < 0 is padding.
     Writes: checkpoint, and of rows those of the conv tail; for a slot at position 0 nothing.
-    Raises: ValueError (shapes, slots), TypeError (dtypes, devices, strides, overlap). Nothing is written then.
-    Devices: CPU.
+    Raises: ValueError (shapes, slots), TypeError (dtypes, devices, strides, overlap). Nothing is written then. On CUDA
+        the data of slots and cursor is not checked: a slot out of range, with an open step, live rows or a header out
+        of bounds is skipped, and so is a row of the conv tail that does not exist.
+    Devices: CPU, CUDA.
     Source: csrc/state_import. Reference: python_ref/materialize.py.
     """
     call(torch.ops.llamba.state_import.default, state, tail, checkpoint, rows, cursor, slots)
