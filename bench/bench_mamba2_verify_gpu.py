@@ -22,12 +22,13 @@ from traffic import bound_us
 GIVE_UP = 3  # a peer that failed this often in a row is not tried again: each try may compile for a minute
 PATIENCE = {"ours": 60, "peer": 200}  # seconds for a row; a peer may compile
 DEVICE_LOST = 77
+RESULTS = ("us_min", "us_median", "nbytes", "bound_us", "bound_by", "copy_gb_per_s", "fold_every", "error")
 failures = {}  # contender -> failures in a row, and the last one's sentence
 
 
 def pytest_generate_tests(metafunc):
     cases = full_cases() if metafunc.config.getoption("--full-grid") else core_cases()
-    metafunc.parametrize("case", cases, ids=str)
+    metafunc.parametrize("case", cases, ids=lambda case: case.id)
 
 
 def empty_rows(contender, case):
@@ -35,7 +36,7 @@ def empty_rows(contender, case):
     shape = [case.shape.nheads, case.shape.headdim, case.shape.dstate, case.shape.ngroups]
     sizes = {"shape": shape, "batch": case.batch, "ntokens": case.ntokens}
     dtypes = {"activations": case.activations, "checkpoint": case.checkpoint}
-    results = dict.fromkeys(("us_min", "us_median", "nbytes", "bound_us", "bound_by", "fold_every", "error"))
+    results = dict.fromkeys(RESULTS)
     mixes = (STEADY, NO_LIVE) if contender in OURS or PEERS[contender][2] else (ANY,)
     return [{**sizes, **dtypes, "mix": mix, "contender": contender, **results} for mix in mixes]
 
@@ -63,6 +64,7 @@ def fill_in(row, prepared, device, machine):
     prepared.check()
     row["us_min"], row["us_median"] = times_us(prepared.launches, device)
     row["nbytes"], row["fold_every"] = prepared.nbytes, prepared.details.get("fold_every")
+    row["copy_gb_per_s"] = machine["copy_gb_per_s"]
     if "work" in prepared.details:
         limits = (machine[name] for name in ("copy_gb_per_s", "compute_capability", "sms", "clock_mhz"))
         row["bound_us"], row["bound_by"] = bound_us(prepared.details["work"], row["contender"], *limits)

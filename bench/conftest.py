@@ -56,12 +56,14 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-benchmark is not needed for the rows measured on a GPU
 def pytest_benchmark_update_machine_info(config, machine_info):
     """Our header instead of pytest-benchmark's, which names the host."""
     machine_info.clear()
     machine_info.update(header())
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Keeps what the table needs: no single rounds, no names of folders and branches."""
     output_json["commit_info"] = {key: output_json["commit_info"].get(key) for key in ("id", "dirty")}

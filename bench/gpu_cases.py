@@ -47,6 +47,12 @@ class Case:
         return f"{self.shape}, batch {self.batch}, {self.ntokens} tokens, {self.checkpoint} checkpoint"
 
     @property
+    def id(self) -> str:
+        """For pytest's -k, as in -k "matmul and h128 and b64 and k4"."""
+        dtype = self.checkpoint.replace("bfloat", "bf").replace("float", "fp")
+        return f"{self.shape} b{self.batch} k{self.ntokens} {dtype}".replace(" ", "-")
+
+    @property
     def accepted(self) -> int:
         return min(ACCEPTED, self.ntokens)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 LAUNCHES = 48  # in a graph, at least: a replay's own cost, a few microseconds, is shared by them
-SECONDS = 0.3  # of replays per row
+SECONDS = 0.15  # of replays per row
 
 
 @dataclass
@@ -50,6 +50,7 @@ def times_us(launches, device):
     if device == "cpu":
         return _cpu_times(launches)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which may still be filling the arguments
     with torch.cuda.stream(stream):  # warm up: whatever compiles, tunes or loads does so here
         for launch in launches:
             launch()

@@ -5,7 +5,7 @@ A file is one JSON object; bench/results/<gpu>/mamba2_verify.json is one. Times 
     schema    1
     machine   gpu (name), compute_capability, sms, clock_mhz (highest SM clock), l2_mib, memory_gib, driver, cuda,
               torch, commit, clocks_sm_mem_maxmem (as nvidia-smi prints them), peers ({package: version}),
-              copy_gb_per_s: 1e9 bytes read and written per second by copying a large tensor, in the same run
+              copy_gb_per_s: 1e9 bytes read and written per second by copying a large tensor
     rows      one per case, mix and contender:
       shape         [nheads, headdim, dstate, ngroups]
       batch, ntokens (tokens of the window), activations, checkpoint (dtypes)
@@ -15,6 +15,7 @@ A file is one JSON object; bench/results/<gpu>/mamba2_verify.json is one. Times 
       us_min, us_median   over replays of a CUDA graph of 48 launches or more, arguments cold; null if error is set
       nbytes        what a launch must move at least (traffic.py); null for peers, whose schemes move other amounts
       bound_us, bound_by  no faster is possible at copy_gb_per_s ("bytes") or at the highest clock ("operations")
+      copy_gb_per_s  the machine's, as measured in the process that measured this row
       fold_every    W of the session, or the window of the peer's ring, or null
       error         null, "skipped: why", or what failed: such a row has no times
 """
@@ -82,7 +83,7 @@ def ratios(rows, row):
     return found
 
 
-def cells(rows, row, copy_gb_per_s):
+def cells(rows, row):
     head = [str(row["batch"]), str(row["ntokens"]), row["contender"]]
     if row["error"]:
         failed = row["error"] if row["error"].startswith("skipped") else f"FAILED: {row['error']}"
@@ -92,7 +93,7 @@ def cells(rows, row, copy_gb_per_s):
         *head,
         f"{row['us_min']:.2f}",
         f"{row['us_median']:.2f}",
-        *((f"{speed:.0f}", f"{100 * speed / copy_gb_per_s:.0f}") if speed else ("-", "-")),
+        *((f"{speed:.0f}", f"{100 * speed / row['copy_gb_per_s']:.0f}") if speed else ("-", "-")),
         *((f"{row['bound_us']:.2f}", row["bound_by"]) if row["bound_us"] else ("-", "-")),
         *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios(rows, row)),
     ]
@@ -120,8 +121,7 @@ def lines(data):
         yield ""
         sizes = " ".join(f"{letter}{size}" for letter, size in zip("hdng", shape, strict=True))
         yield f"mamba2_verify, {sizes}, {activations}, {checkpoint} checkpoint, mix: {mix}"
-        copied = data["machine"]["copy_gb_per_s"]
-        yield from aligned([COLUMNS + RATIOS, *(cells(rows, row, copied) for row in group)])
+        yield from aligned([COLUMNS + RATIOS, *(cells(rows, row) for row in group)])
 
 
 def main():

@@ -147,11 +147,12 @@ def made_up(contender, us, mix=STEADY, ntokens=4, error=None):
         **{"shape": [4, 16, 32, 2], "batch": 5, "ntokens": ntokens, "activations": "bfloat16"},
         **{"checkpoint": "float32", "mix": mix, "contender": contender, "us_min": us, "us_median": us},
         **{"nbytes": 1e6, "bound_us": 5.0, "bound_by": "bytes", "fold_every": 4, "error": error},
+        "copy_gb_per_s": 200.0,
     }
 
 
 def test_ratios_and_the_table(tmp_path):
-    results = Results(tmp_path / "new" / "rows.json", {"gpu": "some GPU", "copy_gb_per_s": 200.0})
+    results = Results(tmp_path / "new" / "rows.json", {"gpu": "some GPU"})
     results.add(made_up("recurrent", 99.0))
     for row in (
         made_up("recurrent", 10.0),  # replaces the first
