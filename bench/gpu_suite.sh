@@ -81,7 +81,9 @@ checks() {
     if command -v compute-sanitizer >/dev/null; then
         # PyTorch's own kernels are not the question; without its cache, every tensor has bounds of its own.
         only=()
-        compute-sanitizer --help 2>/dev/null | grep -q -e --kernel-regex && only=(--kernel-regex kns=llamba)
+        for flag in --kernel-regex --kernel-name; do # before CUDA 12, and since
+            compute-sanitizer --help 2>/dev/null | grep -c -e "^ *$flag " >/dev/null && only=("$flag" kns=llamba)
+        done
         for tool in memcheck racecheck initcheck synccheck; do
             stage "$tool" 130 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" "${only[@]}" \
                 --error-exitcode 9 "$python" $sanitized &

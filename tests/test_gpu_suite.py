@@ -21,6 +21,14 @@ case "$*" in
 esac
 """
 
+SANITIZER = """#!/usr/bin/env bash
+# Stands in for compute-sanitizer: says what it was asked, and runs the command after --error-exitcode 9.
+[ "$1" = --help ] && { echo "  --kernel-name arg   a filter"; seq 100000; exit; }
+echo "$@"
+while [ "$1" != 9 ]; do shift; done
+"${@:2}"
+"""
+
 
 @pytest.fixture
 def suite(tmp_path):
@@ -29,9 +37,7 @@ def suite(tmp_path):
     state.mkdir()
     python.write_text(PRETEND)
     sanitizer = tools / "compute-sanitizer"
-    sanitizer.write_text(
-        '#!/usr/bin/env bash\n[ "$1" = --help ] && exit\nwhile [ "$1" != 9 ]; do shift; done\n"${@:2}"\n'
-    )
+    sanitizer.write_text(SANITIZER)
     for script in (python, sanitizer):
         script.chmod(0o755)
 
@@ -55,6 +61,8 @@ def test_all_stages_pass(suite):
         stages
     )
     assert (out / "build.log").read_text() == "archs 90a\n"
+    asked = (out / "racecheck.log").read_text()
+    assert asked.startswith("--tool racecheck --kernel-name kns=llamba --error-exitcode 9 ")
     assert ended.stdout.startswith("NVIDIA Made-up, sm_90a, a-commit\n")
 
 
