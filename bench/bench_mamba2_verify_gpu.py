@@ -16,14 +16,14 @@ from gpu_cases import ANY, NO_LIVE, STEADY, core_cases, full_cases
 from gpu_harness import times_us
 from gpu_ours import Ours
 from gpu_peers import PEERS
-from gpu_results import OURS
+from gpu_results import OURS, failures
 from traffic import bound_us
 
 GIVE_UP = 3  # a peer that failed this often in a row is not tried again: each try may compile for a minute
 PATIENCE = {"ours": 60, "peer": 200}  # seconds for a row; a peer may compile
 DEVICE_LOST = 77
 RESULTS = ("us_min", "us_median", "nbytes", "bound_us", "bound_by", "copy_gb_per_s", "fold_every", "error")
-failures = {}  # contender -> failures in a row, and the last one's sentence
+failed_before = {}  # contender -> failures in a row, and the last one's sentence
 
 
 def pytest_generate_tests(metafunc):
@@ -98,7 +98,7 @@ def bench_mamba2_verify_gpu(gpu_results, request, contender, case):
         pytest.skip(f"{PEERS[contender][0]} is not installed")
     if option("--resume") and gpu_results.has(rows[0]):
         pytest.skip("in the results already")
-    count, sentence = failures.get(contender, (0, ""))
+    count, sentence = failed_before.get(contender, (0, ""))
     if contender in PEERS and count >= GIVE_UP:
         pytest.skip(f"not tried again after {count} failures: {sentence}")
     seconds = PATIENCE["ours" if contender in OURS else "peer"]
@@ -108,8 +108,8 @@ def bench_mamba2_verify_gpu(gpu_results, request, contender, case):
     watch.cancel()
     for row in rows:
         gpu_results.add(row)
-    wrong = [row["error"] for row in rows if row["error"] and not row["error"].startswith("skipped")]
-    failures[contender] = (count + 1, wrong[0]) if wrong else (0, "")
+    wrong = [row["error"] for row in failures({"rows": rows})]
+    failed_before[contender] = (count + 1, wrong[0]) if wrong else (0, "")
     if wrong and device_is_lost():
         pytest.exit(f"{contender}, {case}: {wrong[0]}; --resume goes on after this row", DEVICE_LOST)
     if wrong:

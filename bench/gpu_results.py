@@ -1,4 +1,5 @@
-"""Result files of the GPU benchmark: their schema, and their text table (`python bench/gpu_results.py FILE...`).
+"""Result files of the GPU benchmark: their schema, and their text table (`python bench/gpu_results.py FILE...`, which
+fails if a row did).
 
 A file is one JSON object; bench/results/<gpu>/mamba2_verify.json is one. Times are microseconds per launch.
 
@@ -27,7 +28,7 @@ from pathlib import Path
 KEY = ("shape", "activations", "checkpoint", "mix", "batch", "ntokens", "contender")
 OURS = ("recurrent", "matmul")
 RIVALS = ("flashinfer ring", "flashinfer mtp", "mamba_ssm", "snapshot")
-COLUMNS = ["batch", "tokens", "contender", "us min", "us median", "GB/s", "% copy", "bound us", "bound by"]
+COLUMNS = ["batch", "tokens", "contender", "W", "us min", "us median", "GB/s", "% copy", "bound us", "bound by"]
 RATIOS = ["x single steps", *(f"x {rival}" for rival in RIVALS)]
 
 
@@ -87,10 +88,11 @@ def cells(rows, row):
     head = [str(row["batch"]), str(row["ntokens"]), row["contender"]]
     if row["error"]:
         failed = row["error"] if row["error"].startswith("skipped") else f"FAILED: {row['error']}"
-        return head + [failed]
+        return [*head, failed]
     speed = row["nbytes"] and row["nbytes"] / row["us_median"] / 1e3
     return [
         *head,
+        str(row["fold_every"] or "-"),
         f"{row['us_min']:.2f}",
         f"{row['us_median']:.2f}",
         *((f"{speed:.0f}", f"{100 * speed / row['copy_gb_per_s']:.0f}") if speed else ("-", "-")),
@@ -124,9 +126,16 @@ def lines(data):
         yield from aligned([COLUMNS + RATIOS, *(cells(rows, row) for row in group)])
 
 
+def failures(data):
+    return [row for row in data["rows"] if row["error"] and not row["error"].startswith("skipped")]
+
+
 def main():
     for path in sys.argv[1:]:
         print("\n".join(lines(load(path))))
+    failed = [row for path in sys.argv[1:] for row in failures(load(path))]
+    if failed:
+        sys.exit(f"{len(failed)} rows FAILED")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ commit=${2:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
 results=$out/mamba2_verify.json
 rm -f "$results" "$out"/fold_every_*.json "$out/summary.txt"
 failed=0
+export PYTHONUNBUFFERED=1 # a stage that is killed has said what it had to say
 
 report() { # name, status, seconds
     case $2 in
@@ -108,8 +109,8 @@ for fold_every in 2 8; do
         --results "$out/fold_every_$fold_every.json" -k "(recurrent or matmul) and h128 and b64 and k4 and not fp16"
 done
 
-stage table 30 "$python" bench/gpu_results.py "$results" && cp "$out/table.log" "$out/mamba2_verify.txt"
-stage targets 30 "$python" bench/gpu_targets.py "$results" && cp "$out/targets.log" "$out/targets.txt"
+stage table 30 "$python" bench/gpu_results.py "$results"; cp "$out/table.log" "$out/mamba2_verify.txt"
+stage targets 30 "$python" bench/gpu_targets.py "$results"; cp "$out/targets.log" "$out/targets.txt"
 stage compare 60 "$python" bench/compare.py "$results" --text "$out/compare.txt" --figure "$out/compare.png"
 echo "took $SECONDS s" | tee -a "$out/summary.txt"
 exit "$failed"

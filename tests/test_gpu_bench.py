@@ -1,5 +1,6 @@
 """The GPU benchmark's arithmetic, its steps, and a dry run of all of it on the CPU."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -168,8 +169,11 @@ def test_ratios_and_the_table(tmp_path):
     ours = find(rows, made_up("recurrent", 0.0))
     assert ratios(rows, ours) == [2.0, None, None, None, 3.0]
     text = [line.split() for line in lines(data)]
-    assert "5 4 recurrent 10.00 10.00 100 50 5.00 bytes 2.00 - - - 3.00".split() in text
+    assert "5 4 recurrent 4 10.00 10.00 100 50 5.00 bytes 2.00 - - - 3.00".split() in text
     assert "5 4 flashinfer ring FAILED: TypeError: a long sentence about what it did not like".split() in text
+    command = [sys.executable, Path(bench.__file__).with_name("gpu_results.py"), results.path]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.stdout.splitlines() == list(lines(data)) and (run.returncode, run.stderr) == (1, "1 rows FAILED\n")
 
 
 def test_another_schema_is_refused(tmp_path):
