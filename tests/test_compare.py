@@ -61,6 +61,8 @@ def test_nominal_bound_counted_by_hand():
     parameters = 5 * 2 * (128 * 64 + 2 * 8 * 128) + 3 * 4 * 128
     assert nominal_bound(GPUS["H200"], CASE, NO_LIVE) == pytest.approx((nbytes + parameters) / 4800e3)
     assert nominal_bound(GPUS["3090"], CASE, NO_LIVE) == pytest.approx((nbytes + parameters) / 936e3)
+    steady = 64 * (3 / 16 * 4 * 128 * 64 * 128 + 10.5 * row_bytes)  # W 16: of 16 steps 3 fold; 3 to 18 rows are live
+    assert nominal_bound(GPUS["H200"], CASE, STEADY) == pytest.approx((nbytes + steady + parameters) / 4800e3)
 
 
 def test_the_table_has_every_gpu_and_the_papers_numbers(measured):

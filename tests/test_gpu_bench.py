@@ -111,6 +111,16 @@ def test_our_rows_on_the_cpu(cpu, batch, ntokens, dtypes):
         assert rows[0]["nbytes"] > rows[1]["nbytes"]
 
 
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_every_sequence_goes_through_the_whole_cycle_and_neighbours_are_apart(batch):
+    prepared = gpu_ours.Ours(replace(TINY, batch=batch), "cpu", "recurrent", fold_every=8).prepare(STEADY)
+    tables = [launch.args[1] for launch in prepared.launches]
+    cycle = phases(STEADY, 8, 3)
+    for b in range(batch):
+        assert sorted(tuple(table[b, 1:3].tolist()) for table in tables) == sorted(cycle)
+    assert [tuple(step) for step in tables[0][:, 1:3].tolist()] == [cycle[b % 8] for b in range(batch)]
+
+
 def y_off_by_one_row(*arguments, out, **options):
     return mamba2_verify(*arguments, out=out, **options).copy_(out.roll(1, dims=1))
 

@@ -81,6 +81,7 @@ def selective_state_update(state, x, dt, A, B, C, D, *, dt_bias, dt_softplus, ou
 def checkpointing_ssu(state, x_cache, B_cache, dt_cache, ring_start, prev, x, dt, A, B, C, out, **options):
     batch, ntokens, length = x.shape[0], x.shape[1], x_cache.shape[2]
     window = length - ntokens
+    assert 0 <= ring_start.min() and ring_start.max() < length
     assert ntokens <= window <= 16 and dt_cache.dtype == torch.float32
     assert options["dt_bias"].dtype == options["D"].dtype and options["dt_softplus"]
     assert options["cb_scaled"].shape == (batch, 4, 32, 8) and options["cb_scaled"].dtype == x.dtype

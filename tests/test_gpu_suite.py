@@ -17,6 +17,7 @@ case "$*" in
     *setup.py*) echo "archs $LLAMBA_CUDA_ARCHS"; [ ! -e "$STATE/build" ] ;;
     *" tests "*) sleep 0.2; [ ! -e "$STATE/tests" ] || { echo "FAILED tests/some_test.py"; exit 1; } ;;
     *"-k recurrent"*) [ -e "$STATE/broken" ] || exit 0; rm "$STATE/broken"; echo "device lost"; exit 77 ;;
+    *gpu_targets.py*) [ ! -e "$STATE/targets" ] ;;
     *) exit 0 ;;
 esac
 """
@@ -66,10 +67,11 @@ def test_all_stages_pass(suite):
     assert ended.stdout.startswith("NVIDIA Made-up, sm_90a, a-commit\n")
 
 
-def test_a_failing_stage_is_reported_and_the_rest_runs(suite):
-    ended, stages, _ = suite("tests")
-    assert ended.returncode == 1 and stages["tests"] == "FAILED (status 1)" and stages["compare"] == "passed"
-    assert "    FAILED tests/some_test.py" in ended.stdout
+@pytest.mark.parametrize("stage", ["build", "tests", "targets"])
+def test_a_failing_stage_is_reported_and_the_rest_runs(suite, stage):
+    ended, stages, _ = suite(stage)
+    assert ended.returncode == 1 and stages[stage] == "FAILED (status 1)" and stages["compare"] == "passed"
+    assert ("    FAILED tests/some_test.py" in ended.stdout) == (stage == "tests")
 
 
 def test_a_contender_that_broke_the_device_goes_on(suite):
