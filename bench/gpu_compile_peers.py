@@ -1,9 +1,8 @@
-"""Compiles FlashInfer's kernels of the core rows in several processes; it would do so at the first call of each."""
+"""Compiles the rivals' kernels of the core rows in several processes: else the first call of each would, one by one."""
 
 import dataclasses
 import importlib.util
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -21,15 +20,10 @@ def compile_one(name, case):
 
 
 def main():
-    if importlib.util.find_spec("flashinfer") is None:
-        sys.exit("flashinfer is not installed: nothing to compile")
+    names = [name for name, (package, _, _) in PEERS.items() if importlib.util.find_spec(package)]
     cases = list(dict.fromkeys(dataclasses.replace(case, batch=1) for case in core_cases()))
     with ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
-        jobs = [
-            (name, case, pool.submit(compile_one, name, case))
-            for case in cases
-            for name in ("flashinfer ring", "flashinfer mtp")
-        ]
+        jobs = [(name, case, pool.submit(compile_one, name, case)) for case in cases for name in names]
         for name, case, job in jobs:
             print(name, case, job.result() or "compiled", sep=" | ", flush=True)
 
