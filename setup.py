@@ -7,8 +7,10 @@ libllamba_cuda.so  every *_launch.cu and *_cuda.cpp. No torch. Only with nvcc; _
 
 Environment: LLAMBA_CUDA=0|1|auto (auto: build it if nvcc is found), LLAMBA_CUDA_ARCHS="80 86 90a", MAX_JOBS, CXX,
 CUDACXX or CUDA_HOME. Compiled files stay in build/, so that the next build compiles only what has changed.
-LLAMBA_SANITIZE=address: `python setup.py build` puts a copy of the package with AddressSanitizer and
-UndefinedBehaviorSanitizer in its CPU libraries into build/address/lib, beside whatever else is built.
+Two variants for tests; `python setup.py build` puts a copy of the package beside whatever else is built:
+LLAMBA_SANITIZE=address  into build/address/lib, its CPU libraries with AddressSanitizer and UndefinedBehaviorSanitizer
+LLAMBA_SIMT=1            into build/simt/lib; libllamba_cuda.so is the CUDA kernels, built by the C++ compiler
+                         for the executor of csrc/simt, and operators on CPU tensors run them. Both: build/simt-address
 """
 
 import importlib.metadata
@@ -57,6 +59,8 @@ SANITIZE_FLAGS = {
     "": "",
     "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
 }
+# -fno-strict-aliasing: as nvcc compiles device code.
+SIMT_FLAGS = "-fno-strict-aliasing -Wno-unknown-pragmas"
 NVCC_FLAGS = (
     "-std=c++20 -O3 -fmad=false -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Icsrc -Icsrc/include"
 )
@@ -125,6 +129,14 @@ def find_sanitizer():
     return wish
 
 
+def find_simt():
+    """Whether the CUDA kernels are to run on the CPU, under the executor of csrc/simt."""
+    wish = os.environ.get("LLAMBA_SIMT", "0")
+    if wish not in ("0", "1"):
+        stop(f"LLAMBA_SIMT must be 0 or 1; got {wish}")
+    return wish == "1"
+
+
 def find_ninja():
     """The ninja of the PyPI package, which need not be on PATH, or the system's."""
     if importlib.util.find_spec("ninja"):
@@ -154,20 +166,20 @@ def sources(*patterns):
     return sorted({path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)})
 
 
-def build_folder(sanitizer):
+def build_folder(sanitizer, simt):
     """Each kind of build has its own objects, so that changing the kind compiles nothing twice."""
-    return f"build/{sanitizer}" if sanitizer else "build"
+    return "/".join(["build", *filter(None, ["-".join(filter(None, ["simt" if simt else "", sanitizer]))])])
 
 
 def quote(path):
     return shlex.quote(str(path)).replace("$", "$$")
 
 
-def ninja_file(torch, cxx, nvcc, archs, sanitizer):
+def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
     """The whole compile graph. Libraries go to <folder>/native."""
-    folder, sanitize = build_folder(sanitizer), SANITIZE_FLAGS[sanitizer]
+    folder, sanitize = build_folder(sanitizer, simt), SANITIZE_FLAGS[sanitizer]
     ninja = NinjaFile(folder)
-    compiler_flags = f"{CXX_FLAGS} {sanitize}"
+    compiler_flags = f"{CXX_FLAGS} {'-DLLAMBA_SIMT' if simt else ''} {sanitize}"
     ninja.rule("cxx", f"{cxx} -MD -MF $out.d {compiler_flags} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
     ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs {sanitize} $flags")
 
@@ -193,7 +205,13 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer):
     libraries = f"-L{folder}/native -lllamba_cpu -Wl,-rpath,'$$ORIGIN' {torch_libraries}"
     ninja.build("link", f"{folder}/native/_C.so", objects, implicit=[cpu], flags=libraries)
 
-    if nvcc:
+    if simt:
+        launchers = [compile_cxx(source, f"-xc++ {SIMT_FLAGS}") for source in sources("csrc/*/*_launch.cu")]
+        objects = launchers + [compile_cxx(source) for source in sources("csrc/simt/*.cpp")]
+        objects += [compile_cxx(source, "-DLLAMBA_CUDA_ARCHS='\"simt\"'") for source in sources("csrc/*/*_cuda.cpp")]
+        objects.append(f"{folder}/csrc/common/error.cpp.o")
+        ninja.build("link", f"{folder}/native/libllamba_cuda.so", objects, flags="-Wl,-soname,libllamba_cuda.so")
+    elif nvcc:
         codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
         log = "> $out.ptxas 2>&1 || (cat $out.ptxas; false)"  # kept: tests read registers and spills from it
         compile_cuda = f"{quote(nvcc)} -MD -MF $out.d {NVCC_FLAGS} {codes} -c $in -o $out {log}"
@@ -205,6 +223,16 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer):
         objects += [compile_cxx(source, archs_flag) for source in sources("csrc/*/*_cuda.cpp")]
         ninja.build("nvcc_link", f"{folder}/native/libllamba_cuda.so", [*objects, f"{folder}/csrc/common/error.cpp.o"])
     return "\n".join(ninja.lines) + "\n"
+
+
+def write_ptxas_log(folder, nvcc):
+    """<folder>/ptxas.log: what ptxas said of every kernel, under nvcc's version; without nvcc, none."""
+    log = folder / "ptxas.log"
+    log.unlink(missing_ok=True)
+    if nvcc:
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        parts = [(folder / f"{source}.o.ptxas").read_text() for source in sources("csrc/*/*_launch.cu")]
+        log.write_text("\n".join([f"nvcc {re.search(r'V([0-9.]+)', version)[1]}", *parts]))
 
 
 class BuildFresh(build):
@@ -222,22 +250,22 @@ class BuildNative(build_ext):
         return fullname.replace(".", "/") + ".so"  # no Python ABI tag: the libraries do not use Python
 
     def run(self):
-        if self.inplace and SANITIZER:
-            stop(
-                "LLAMBA_SANITIZE must be empty for a build in place (python setup.py build puts its libraries "
-                f"elsewhere); got {SANITIZER}"
-            )
+        for variable, wish in (("LLAMBA_SANITIZE", SANITIZER), ("LLAMBA_SIMT", "1" if SIMT else "")):
+            if self.inplace and wish:
+                stop(
+                    f"{variable} must be empty for a build in place (python setup.py build puts its libraries "
+                    f"elsewhere); got {wish}"
+                )
         super().run()
 
     def build_extensions(self):
-        folder = ROOT / build_folder(SANITIZER)
+        folder = ROOT / build_folder(SANITIZER, SIMT)
         (folder / "native").mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS, SANITIZER))
+        (folder / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS, SANITIZER, SIMT))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([*find_ninja(), "-f", folder / "build.ninja", *jobs], cwd=ROOT).returncode != 0:
             stop("the native build must succeed; the compiler's messages are above")
-        for log in [folder / "ptxas.log"] if NVCC else []:
-            log.write_text("\n".join(path.read_text() for path in sorted((folder / "csrc").rglob("*.ptxas"))))
+        write_ptxas_log(folder, NVCC)
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -260,12 +288,12 @@ if __name__ == "__main__":
     if not sys.platform.startswith("linux"):
         stop(f"the operating system must be Linux; got {sys.platform}")
     TORCH = find_torch()
-    SANITIZER = find_sanitizer()
-    NVCC = None if SANITIZER else find_nvcc()
+    SANITIZER, SIMT = find_sanitizer(), find_simt()
+    NVCC = None if SANITIZER or SIMT else find_nvcc()
     ARCHS = find_archs(NVCC) if NVCC else []
-    libraries = ["libllamba_cpu", "_C"] + (["libllamba_cuda"] if NVCC else [])
+    libraries = ["libllamba_cpu", "_C"] + (["libllamba_cuda"] if NVCC or SIMT else [])
     setuptools.setup(
         ext_modules=[setuptools.Extension(f"{PACKAGE}.{library}", []) for library in libraries],
-        options={"build": {"build_lib": f"{build_folder(SANITIZER)}/lib"}} if SANITIZER else {},
+        options={"build": {"build_lib": f"{build_folder(SANITIZER, SIMT)}/lib"}} if SANITIZER or SIMT else {},
         cmdclass={"build": BuildFresh, "build_ext": BuildNative, "bdist_wheel": AnyPython},
     )

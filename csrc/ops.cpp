@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "mamba2_verify(Tensor xBC, Tensor dt, Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? D, "
       "Tensor? dt_bias, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor(c!) dt_rows, Tensor cursor, Tensor slots, "
-      "int x_heads, int B_heads, int C_heads, int fold_every, Tensor? parents, Tensor(d!) out) -> ()");
+      "int x_heads, int B_heads, int C_heads, int fold_every, int algorithm, Tensor? parents, Tensor(d!) out) -> ()");
   m.def(
       "materialize(Tensor conv_weight, Tensor? conv_bias, Tensor A, Tensor? dt_bias, Tensor checkpoint, Tensor rows, "
       "Tensor dt_rows, Tensor cursor, Tensor slots, int x_heads, int B_heads, int C_heads, int fold_every, "
@@ -71,6 +71,15 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("cursor_begin", TORCH_BOX(&llamba::cursor_begin));
   m.impl("cursor_commit", TORCH_BOX(&llamba::cursor_commit));
   m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
+  m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
+  m.impl("materialize", TORCH_BOX(&llamba::materialize));
+  m.impl("state_import", TORCH_BOX(&llamba::state_import));
+  m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
+  m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
+  m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
+  m.impl("rope", TORCH_BOX(&llamba::rope));
+  m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
+  m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
 }
 
 // The CPU library has no threads of its own: it uses torch's pool.

@@ -24,7 +24,8 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
                    const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
                    const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
                    const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, int64_t x_heads, int64_t B_heads,
-                   int64_t C_heads, int64_t fold_every, const std::optional<Tensor>& parents, const Tensor& out);
+                   int64_t C_heads, int64_t fold_every, int64_t algorithm, const std::optional<Tensor>& parents,
+                   const Tensor& out);
 void materialize(const Tensor& conv_weight, const std::optional<Tensor>& conv_bias, const Tensor& A,
                  const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
                  const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, int64_t x_heads, int64_t B_heads,

@@ -1,6 +1,7 @@
 """What decoding remembers: per slot a recurrent checkpoint, a few rows of raw inputs, KV entries, and one cursor."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -10,6 +11,22 @@ from .fold import choose_fold_every
 from .models.config import LlambaConfig
 
 CURSOR_HEADER = 4  # position, live, fold, ntokens: see csrc/include/llamba.h
+MOST = 1 << 20  # of each of a session's constants, as the cursor ops have it: far above any use
+INT32_MAX = 2**31 - 1
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_int(what: str, value: int, least: int, most: int) -> None:
+    """what: owner and argument, as in "Session: max_window"."""
+    if not isinstance(value, Integral):
+        raise TypeError(f"{what} must be an int; got {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{what} must be {least} to {most}; got {value}")
+
+
+def check_dtype(what: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise TypeError(f"{what} must be float32, bfloat16 or float16; got {str(dtype).removeprefix('torch.')}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,12 @@ class Session:
     max_rollback: int = 0
     width: int = 4
 
+    def __post_init__(self):
+        check_int("Session: max_window", self.max_window, 1, MOST)
+        check_int("Session: fold_every", self.fold_every, 1, MOST)
+        check_int("Session: max_rollback", self.max_rollback, 0, MOST)
+        check_int("Session: width", self.width, 2, 4)
+
     @property
     def capacity(self) -> int:
         """Physical rows per slot: a step reads the rows that it folds while it writes the new ones."""
@@ -43,6 +66,9 @@ class Cursor:
     """The step protocol of all slots: reset, then begin and commit around every step. One cursor serves all layers."""
 
     def __init__(self, nslots: int, session: Session, device: torch.device | str = "cpu"):
+        check_int("Cursor: nslots", nslots, 1, INT32_MAX)
+        if not isinstance(session, Session):
+            raise TypeError(f"Cursor: session must be a Session; got {type(session).__name__}")
         self.session = session
         entries = CURSOR_HEADER + session.width - 1 + session.capacity
         self.table = torch.zeros(nslots, entries, dtype=torch.int32, device=device)
@@ -111,8 +137,10 @@ class DecodeCache:
         dtype: torch.dtype = torch.float32,
         checkpoint_dtype: torch.dtype = torch.float32,
     ):
-        if max_tokens < 1:
-            raise ValueError(f"DecodeCache: max_tokens must be at least 1; got {max_tokens}")
+        check_int("DecodeCache: max_tokens", max_tokens, 1, INT32_MAX)
+        check_int("DecodeCache: nslots", nslots, 1, INT32_MAX)
+        check_dtype("DecodeCache: dtype", dtype)
+        check_dtype("DecodeCache: checkpoint_dtype", checkpoint_dtype)
         if session is None:
             fold_every = fold_every_for(config, Session.max_window, nslots, checkpoint_dtype)
             session = Session(fold_every=fold_every, width=config.mamba_d_conv)
@@ -166,7 +194,8 @@ class DecodeCache:
         """Put a saved sequence into a slot, of this cache or of another for the same model.
 
         Decoding goes on with the bits it would have had, if the checkpoints are float32 or the saved position is a
-        multiple of fold_every; what is before that position cannot be rolled back.
+        multiple of fold_every; what is before that position cannot be rolled back. An import that is refused for its
+        slot, its length or its number of layers changes nothing; one that fails in a layer leaves the slot fresh.
         """
         self.check_slot("state_import", slot)
         if len(saved.layers) != len(self.layers):

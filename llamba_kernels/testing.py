@@ -21,6 +21,7 @@ class Mamba2Layer:
     dt_rows: Tensor
     cursor: Cursor
     heads: dict  # x_heads, B_heads, C_heads
+    algorithm: str = "auto"
 
     @property
     def nheads(self) -> int:
@@ -37,9 +38,8 @@ class Mamba2Layer:
     def verify(
         self, xBC: Tensor, dt: Tensor, slots: Tensor, out: Tensor | None = None, parents: Tensor | None = None
     ) -> Tensor:
-        fold_every = self.cursor.session.fold_every
-        arguments = self.arguments(xBC, dt, slots)
-        return mamba2_verify(*arguments, **self.heads, parents=parents, fold_every=fold_every, out=out)
+        options = dict(fold_every=self.cursor.session.fold_every, algorithm=self.algorithm, parents=parents, out=out)
+        return mamba2_verify(*self.arguments(xBC, dt, slots), **self.heads, **options)
 
     def tokens(self, *shape: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Random raw xBC and dt of shape (*shape, conv_dim) and (*shape, nheads)."""

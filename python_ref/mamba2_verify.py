@@ -35,23 +35,7 @@ def mamba2_verify_ref(
     width = conv_weight.shape[1]
     out = torch.zeros(*xBC.shape[:2], nheads, headdim, dtype=compute_dtype)
 
-    def advance(state, window, raw_dt, position):
-        """The state after the token at `position`, its x and its C; window: its conv's raw inputs, oldest first."""
-        conv = sum(conv_weight[:, tap].to(compute_dtype) * window[tap].to(compute_dtype) for tap in range(width))
-        if conv_bias is not None:
-            conv = conv + conv_bias.to(compute_dtype)
-        conv = (conv * torch.sigmoid(conv)).to(xBC.dtype).to(compute_dtype)
-        x, B, C = split_heads(conv, nheads, headdim, dstate, x_heads, B_heads, C_heads)
-        step = raw_dt.to(compute_dtype)
-        if dt_bias is not None:
-            step = step + dt_bias.to(compute_dtype)
-        step = softplus(step)
-        decay = torch.exp(step * A.to(compute_dtype))
-        state = decay[:, None, None] * state + (step[:, None] * x)[:, :, None] * B[:, None, :]
-        if checkpoint.dtype.itemsize == 2 and (position + 1) % fold_every == 0:
-            state = state.to(checkpoint.dtype).to(compute_dtype)
-        return state, x, C
-
+    layer = (conv_weight, conv_bias, A, dt_bias), (x_heads, B_heads, C_heads), checkpoint.dtype, fold_every
     for i, slot in enumerate(slots.tolist()):
         if slot < 0:
             continue
@@ -66,7 +50,7 @@ def mamba2_verify_ref(
             state = checkpoint[slot].to(compute_dtype)
         for t in range(live):
             raw_dt = dt_rows[slot, table[width - 1 + t]]
-            state, _, _ = advance(state, committed[t : t + width], raw_dt, position - live + t)
+            state, _, _ = advance(state, committed[t : t + width], raw_dt, position - live + t, *layer)
             if t + 1 == fold:
                 checkpoint[slot] = state.to(checkpoint.dtype)
         paths = []  # of each new token: the state after it, and the raw inputs up to it
@@ -75,11 +59,36 @@ def mamba2_verify_ref(
             before, inputs = (state, committed) if parent < 0 else paths[parent]
             inputs = [*inputs, xBC[i, t]]
             depth = len(inputs) - len(committed) - 1
-            after, x, C = advance(before, inputs[-width:], dt[i, t], position + depth)
+            after, x, C = advance(before, inputs[-width:], dt[i, t], position + depth, *layer)
             paths.append((after, inputs))
             y = (after * C[:, None, :]).sum(-1)
             out[i, t] = y if D is None else y + D.to(compute_dtype)[:, None] * x
     return out
+
+
+def advance(state, window, raw_dt, position, parameters, heads, checkpoint_dtype, fold_every):
+    """One token of the recurrence: the state after the token at `position`, its x and its C, all in state's dtype.
+
+    state: [nheads, headdim, dstate]. window: the raw inputs of the token's conv, width times [conv_dim], oldest first.
+    raw_dt: [nheads]. parameters: conv_weight, conv_bias, A, dt_bias. heads: of x, B and C.
+    """
+    conv_weight, conv_bias, A, dt_bias = parameters
+    compute_dtype = state.dtype
+    taps = zip(conv_weight.t(), window, strict=True)
+    conv = sum(weight.to(compute_dtype) * raw.to(compute_dtype) for weight, raw in taps)
+    if conv_bias is not None:
+        conv = conv + conv_bias.to(compute_dtype)
+    conv = (conv * torch.sigmoid(conv)).to(window[-1].dtype).to(compute_dtype)
+    x, B, C = split_heads(conv, *state.shape, *heads)
+    step = raw_dt.to(compute_dtype)
+    if dt_bias is not None:
+        step = step + dt_bias.to(compute_dtype)
+    step = softplus(step)
+    decay = torch.exp(step * A.to(compute_dtype))
+    state = decay[:, None, None] * state + (step[:, None] * x)[:, :, None] * B[:, None, :]
+    if checkpoint_dtype.itemsize == 2 and (position + 1) % fold_every == 0:
+        state = state.to(checkpoint_dtype).to(compute_dtype)
+    return state, x, C
 
 
 def split_heads(conv, nheads, headdim, dstate, x_heads, B_heads, C_heads):

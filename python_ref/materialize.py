@@ -1,9 +1,8 @@
 """materialize and state_import on slots: the recurrence of mamba2_verify_ref over the live rows alone."""
 
 import torch
-from torch.nn.functional import softplus
 
-from .mamba2_verify import split_heads
+from .mamba2_verify import advance
 
 
 def materialize_ref(
@@ -27,6 +26,7 @@ def materialize_ref(
     width, batch = conv_weight.shape[1], slots.shape[0]
     states = torch.zeros(batch, nheads, headdim, dstate, dtype=compute_dtype)
     tails = torch.zeros(batch, width - 1, rows.shape[-1], dtype=rows.dtype)
+    layer = (conv_weight, conv_bias, A, dt_bias), (x_heads, B_heads, C_heads), checkpoint.dtype, fold_every
     for i, slot in enumerate(slots.tolist()):
         if slot < 0:
             continue
@@ -35,17 +35,8 @@ def materialize_ref(
         raw = torch.stack([torch.zeros_like(rows[0, 0]) if r < 0 else rows[slot, r] for r in table[: width - 1 + live]])
         state = checkpoint[slot].to(compute_dtype) if position > live else states[i]
         for t in range(live):
-            conv = (raw[t : t + width].to(compute_dtype) * conv_weight.to(compute_dtype).t()).sum(0)
-            if conv_bias is not None:
-                conv = conv + conv_bias.to(compute_dtype)
-            conv = (conv * torch.sigmoid(conv)).to(rows.dtype).to(compute_dtype)
-            x, B, _ = split_heads(conv, nheads, headdim, dstate, x_heads, B_heads, C_heads)
-            step = dt_rows[slot, table[width - 1 + t]].to(compute_dtype)
-            step = softplus(step if dt_bias is None else step + dt_bias.to(compute_dtype))
-            decay = torch.exp(step * A.to(compute_dtype))
-            state = decay[:, None, None] * state + (step[:, None] * x)[:, :, None] * B[:, None, :]
-            if checkpoint.dtype.itemsize == 2 and (position - live + t + 1) % fold_every == 0:
-                state = state.to(checkpoint.dtype).to(compute_dtype)
+            raw_dt = dt_rows[slot, table[width - 1 + t]]
+            state, _, _ = advance(state, raw[t : t + width], raw_dt, position - live + t, *layer)
         states[i] = state
         tails[i] = raw[live:]
     return states, tails

@@ -1,17 +1,42 @@
-"""Every test: a fixed seed, and memory that torch leaves uninitialised holds NaN."""
+"""Every test: a fixed seed, and memory that torch leaves uninitialised holds NaN.
 
+--device simt: operators with a CUDA kernel run that kernel's own source under the executor of csrc/simt (test_simt.py
+does so); --device cuda: on the GPU. Tests marked cpu_only are left out there, tests marked device_only everywhere else.
+"""
+
+import ctypes
 import os
 
 # Two test processes on two cores: OpenMP threads that spin while waiting would slow everything by 10x.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+import on_device  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 # In this mode torch.empty and its kin hold NaN, or the largest integer: reading what nobody wrote shows up.
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "simt", "cuda"), default="cpu", help="where operators run")
+    parser.addoption("--simt-seed", type=int, default=1, help="of the thread schedules under --device simt")
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device == "simt":
+        on_device.simt_library().llamba_simt_seed(ctypes.c_uint64(config.getoption("--simt-seed")))
+    if device == "cuda":
+        on_device.run_operators_on_cuda()
+
+
+def pytest_collection_modifyitems(config, items):
+    leave_out = "device_only" if config.getoption("--device") == "cpu" else "cpu_only"
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(leave_out)])
+    items[:] = [item for item in items if not item.get_closest_marker(leave_out)]
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from helpers import assert_refused
 
-from llamba_kernels.cache import DecodeCache, Session
+from llamba_kernels.cache import Cursor, DecodeCache, Session
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 from llamba_kernels.models.step import StepModel
 
@@ -90,8 +91,6 @@ def test_padding_is_never_touched(model):
 
 
 def test_refusals(model):
-    with pytest.raises(ValueError, match=r"^DecodeCache: max_tokens must be at least 1; got 0$"):
-        DecodeCache(model.config, 0)
     with pytest.raises(ValueError, match=r"^DecodeCache: session.width must be the model's mamba_d_conv = 4; got 3$"):
         DecodeCache(model.config, 8, Session(width=3))
     cache = DecodeCache(model.config, 8, Session(max_window=4))
@@ -107,3 +106,69 @@ def test_refusals(model):
     cache.cursor.reset(slot)
     with pytest.raises(ValueError, match=r"^step: slot 0 must have an open step of 1 to 4 tokens; got 0$"):
         StepModel(model, cache)(slot, torch.zeros(1, 4, dtype=torch.int64))
+
+
+SESSION_REFUSED = [
+    (dict(max_window=2**31), ValueError, "max_window must be 1 to 1048576; got 2147483648"),
+    (dict(max_window=0), ValueError, "max_window must be 1 to 1048576; got 0"),
+    (dict(max_window="4"), TypeError, "max_window must be an int; got str"),
+    (dict(max_window=4.0), TypeError, "max_window must be an int; got float"),
+    (dict(fold_every=0), ValueError, "fold_every must be 1 to 1048576; got 0"),
+    (dict(fold_every=None), TypeError, "fold_every must be an int; got NoneType"),
+    (dict(max_rollback=-1), ValueError, "max_rollback must be 0 to 1048576; got -1"),
+    (dict(max_rollback=2**20 + 1), ValueError, "max_rollback must be 0 to 1048576; got 1048577"),
+    (dict(width=1), ValueError, "width must be 2 to 4; got 1"),
+    (dict(width=5), ValueError, "width must be 2 to 4; got 5"),
+    (dict(width=torch.tensor(4)), TypeError, "width must be an int; got Tensor"),
+]
+
+
+@pytest.mark.parametrize("constants, kind, sentence", SESSION_REFUSED, ids=[each[-1] for each in SESSION_REFUSED])
+def test_session_refusals(constants, kind, sentence):
+    assert_refused(kind, f"Session: {sentence}", Session, **constants)
+
+
+@pytest.fixture
+def no_allocation(monkeypatch):
+    """What is refused is refused before any buffer is made."""
+
+    def zeros(*_, **__):
+        raise AssertionError("allocated before the arguments were checked")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+
+
+CURSOR_REFUSED = [
+    (0, Session(), ValueError, "nslots must be 1 to 2147483647; got 0"),
+    (2**31, Session(), ValueError, "nslots must be 1 to 2147483647; got 2147483648"),
+    ("2", Session(), TypeError, "nslots must be an int; got str"),
+    (2, Session, TypeError, "session must be a Session; got type"),
+    (2, None, TypeError, "session must be a Session; got NoneType"),
+]
+
+
+@pytest.mark.parametrize("nslots, session, kind, sentence", CURSOR_REFUSED, ids=[each[-1] for each in CURSOR_REFUSED])
+def test_cursor_refusals(no_allocation, nslots, session, kind, sentence):
+    assert_refused(kind, f"Cursor: {sentence}", Cursor, nslots, session)
+
+
+CACHE_REFUSED = [
+    (dict(max_tokens=0), ValueError, "max_tokens must be 1 to 2147483647; got 0"),
+    (dict(max_tokens="8"), TypeError, "max_tokens must be an int; got str"),
+    (dict(nslots=0), ValueError, "nslots must be 1 to 2147483647; got 0"),
+    (dict(nslots="2"), TypeError, "nslots must be an int; got str"),
+    (dict(dtype=torch.float64), TypeError, "dtype must be float32, bfloat16 or float16; got float64"),
+    (
+        dict(checkpoint_dtype=torch.float64),
+        TypeError,
+        "checkpoint_dtype must be float32, bfloat16 or float16; got float64",
+    ),
+    (dict(checkpoint_dtype=None), TypeError, "checkpoint_dtype must be float32, bfloat16 or float16; got None"),
+]
+
+
+@pytest.mark.parametrize("session", [None, Session()], ids=["chosen session", "given session"])
+@pytest.mark.parametrize("change, kind, sentence", CACHE_REFUSED, ids=[each[-1] for each in CACHE_REFUSED])
+def test_cache_refusals(model, no_allocation, change, kind, sentence, session):
+    arguments = dict(config=model.config, max_tokens=8, session=session) | change
+    assert_refused(kind, f"DecodeCache: {sentence}", DecodeCache, **arguments)

@@ -122,6 +122,7 @@ def test_random_walk_equals_list_operations(width, fold_every, max_rollback, max
     assert torch.equal(cursor.table[1], bystander)
 
 
+@pytest.mark.cpu_only
 def test_open_slot_is_refused_until_reset():
     cursor = Cursor(2, Session(max_window=4))
     cursor.begin(int32(0), int32(3))
@@ -181,6 +182,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("refused, sentence", REFUSALS, ids=[sentence.split(";")[0] for _, sentence in REFUSALS])
 def test_refusals_are_one_sentence_and_change_nothing(refused, sentence):
     session = Session(3, 2, 1, 4)
@@ -225,6 +227,7 @@ OPEN_STEP_REFUSALS = [
 ]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("refused, sentence", OPEN_STEP_REFUSALS, ids=[s.split(";")[0] for _, s in OPEN_STEP_REFUSALS])
 def test_refusals_of_an_open_step(refused, sentence):
     cursor = Cursor(1, Session(max_window=4, max_rollback=3))
@@ -237,6 +240,7 @@ def test_refusals_of_an_open_step(refused, sentence):
     cursor.commit(int32(0), int32(4))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("n, least", [(4, (3, 5)), (-1, (3, 5)), (3, (3, 2))])
 def test_rollback_refuses_what_is_folded_or_beyond_the_session(n, least):
     max_rollback, live = least
@@ -283,6 +287,7 @@ def test_rolled_back_rows_are_the_first_free_ones():
 INT_MAX = 2**31 - 1
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("field", range(4))
 @pytest.mark.parametrize("value", [INT_MAX, -INT_MAX - 1, -2, 1000])
 def test_a_header_that_does_not_fit_is_refused(field, value):
@@ -303,6 +308,7 @@ def test_a_header_that_does_not_fit_is_refused(field, value):
         assert torch.equal(cursor.table, before)
 
 
+@pytest.mark.cpu_only
 def test_tables_of_another_width_or_never_reset_are_refused():
     cursor = Cursor(1, Session(3, 2, 1, 4))
     cursor.begin(int32(0), int32(2))
@@ -316,6 +322,7 @@ def test_tables_of_another_width_or_never_reset_are_refused():
         ops.cursor_begin(torch.zeros_like(cursor.table), int32(0), int32(1), **SESSION)
 
 
+@pytest.mark.cpu_only
 def test_an_open_step_without_rows_is_refused():
     """As many tokens as rows are left beside the live ones, some of which the conv tail has: -1 would be a row id."""
     cursor = Cursor(1, Session(3, 2, 1, 4))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
+from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced, threads
 
 from llamba_kernels.ops import gated_rms_norm
 from llamba_kernels.testing import gated_rms_norm_formula, make_gated_rms_norm_inputs
@@ -66,12 +66,8 @@ def test_rows_do_not_change_each_other(dtype, group_size):
     """A row alone, or among others of which one is NaN, on one thread or more: the same bits."""
     x, z, weight, eps, _ = make_inputs(shape=(4, 16), width=1536, dtype=dtype)
     out = gated_rms_norm(x, z, weight, eps, group_size)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         assert_bitwise(gated_rms_norm(x, z, weight, eps, group_size), out)
-    finally:
-        torch.set_num_threads(threads)
     assert_bitwise(gated_rms_norm(x[2, 5], z[2, 5], weight, eps, group_size), out[2, 5])
     x[0, 0] = float("nan")
     spoiled = gated_rms_norm(x, z, weight, eps, group_size)

@@ -226,8 +226,9 @@ def test_instruction_sets_agree(isa, other, run_with):
             assert_bitwise(actual[name], value)
 
 
-OPERATORS = "argmax attention_step cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk materialize rms_norm rope"
-OPERATORS += " silu_mul skinny_linear slot_copy speculative_accept step"
+OPERATORS = "argmax attention_step attention_step_refusals cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk"
+OPERATORS += " materialize rms_norm rope silu_mul skinny_linear slot_copy speculative_accept"
+OPERATORS += " speculative_accept_refusals step"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from helpers import assert_bitwise, assert_close_to_ref
+from helpers import assert_bitwise, assert_close_to_ref, threads
 
 from llamba_kernels.cache import Session
 from llamba_kernels.testing import make_mamba2_layer
@@ -178,21 +178,18 @@ def test_batch_padding_bystanders_and_sentinels():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_do_not_change_bits(dtype):
     """A ragged batch large enough for both stages to be split, on one, two and three threads."""
-    results, before = {}, torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    results = {}
+    for count in (1, 2, 3):
+        with threads(count):
             layer = make_layer(nslots=3, nheads=80, dstate=128, x_heads=80, B_heads=80, C_heads=80, dtype=dtype)
             generator, outs = torch.Generator().manual_seed(9), []
             for ntokens, accepted in (((5, 2, 4), (5, 2, 1)), ((1, 5, 5), (1, 3, 5)), ((5, 5, 5), (0, 0, 0))):
                 layer.cursor.begin(int32(2, 0, 1), int32(*ntokens))
                 outs.append(layer.verify(*layer.tokens(3, 5, generator=generator), int32(2, 0, 1)))
                 layer.cursor.commit(int32(2, 0, 1), int32(*accepted))
-            results[threads] = (*outs, layer.checkpoint)
-    finally:
-        torch.set_num_threads(before)
-    for threads in (2, 3):
-        for actual, expected in zip(results[threads], results[1], strict=True):
+            results[count] = (*outs, layer.checkpoint)
+    for count in (2, 3):
+        for actual, expected in zip(results[count], results[1], strict=True):
             assert_bitwise(actual.nan_to_num(), expected.nan_to_num())
 
 

@@ -82,7 +82,7 @@ def test_import_equals_reference(position, dtype, checkpoint_dtype):
 
 
 def test_reference_equals_verify_reference():
-    """The state after a step that accepts all is the one that the next fold stores: two formulations of the replay."""
+    """The state of a slot is the one that a fold of all its live rows would store."""
     from python_ref.mamba2_verify import mamba2_verify_ref
 
     layer = make_layer(steps=3)

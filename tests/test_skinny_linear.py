@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
+from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced, threads
 
 from llamba_kernels.ops import skinny_linear
 from llamba_kernels.testing import make_skinny_linear_inputs
@@ -62,11 +62,9 @@ def test_a_row_has_the_same_bits_in_every_window(dtype, in_features):
     """Alone, or with 1 to 63 others, on one thread or two, as rows or as a batch."""
     x, weight, bias = make_inputs(shape=(64,), in_features=in_features, out_features=203, dtype=dtype)
     alone = torch.stack([skinny_linear(row, weight, bias) for row in x])
-    threads = torch.get_num_threads()
     for count in range(1, 65):
-        torch.set_num_threads(1 + count % 2)
-        assert_bitwise(skinny_linear(x[:count], weight, bias), alone[:count])
-    torch.set_num_threads(threads)
+        with threads(1 + count % 2):
+            assert_bitwise(skinny_linear(x[:count], weight, bias), alone[:count])
     assert_bitwise(skinny_linear(x.view(16, 4, -1), weight, bias), alone.view(16, 4, -1))
     window = x.view(8, 8, -1)[:, :3]  # its sequences do not lie at one distance from row to row
     assert_bitwise(skinny_linear(window, weight, bias), alone.view(8, 8, -1)[:, :3])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import assert_bitwise, assert_refused
 
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 from llamba_kernels.speculative import PromptLookup, SpeculativeDecoder
@@ -230,7 +231,7 @@ REFUSALS = [
     (dict(prompt=torch.ones(1, 3).long()), "generate: prompt must be one sequence of ids, (n,); got shape (1, 3)"),
     (dict(prompt=[]), "generate: prompt must have at least one token; got none"),
     (dict(prompt=[61]), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got 61"),
-    (dict(max_new_tokens=0), "generate: max_new_tokens must be at least 1; got 0"),
+    (dict(max_new_tokens=0), "generate: max_new_tokens must be 1 to 256; got 0"),
     (dict(max_new_tokens=250), "generate: prompt + max_new_tokens must be at most max_tokens = 256; got 10 + 250"),
     (dict(temperature=-1.0), "generate: temperature must be 0 (greedy) or positive; got -1.0"),
 ]
@@ -241,6 +242,77 @@ def test_refusals(plain, options, sentence):
     with pytest.raises(ValueError) as error:
         SpeculativeDecoder(plain[0], window=2).generate(**({"prompt": PROMPT, "max_new_tokens": 4} | options))
     assert str(error.value) == sentence
+
+
+class ConstantDraft:
+    """Proposes the same whatever it is asked for."""
+
+    def __init__(self, drafts):
+        self.drafts = drafts
+
+    def reset(self, context):
+        pass
+
+    def extend(self, tokens):
+        pass
+
+    def propose(self, most):
+        return self.drafts
+
+
+DRAFTS = "generate: drafts must be a list of at most 2 ints from 0 to vocab_size - 1 = 60; got "
+WRONG_DRAFTS = [
+    ([1, 2, 3], ValueError, "3"),
+    ([5, 61], ValueError, "61 among them"),
+    ([-1], ValueError, "-1 among them"),
+    ([2**80], ValueError, f"{2**80} among them"),
+    ([5, 6.0], TypeError, "one of float"),
+    (["5"], TypeError, "one of str"),
+    ([True], TypeError, "one of bool"),
+    (list(torch.tensor([5])), TypeError, "one of Tensor"),
+    (torch.tensor([5, 6]), TypeError, "Tensor"),
+    (None, TypeError, "NoneType"),
+]
+
+
+@pytest.mark.parametrize("drafts, kind, got", WRONG_DRAFTS, ids=[got for *_, got in WRONG_DRAFTS])
+def test_wrong_drafts_are_refused_before_the_step_opens(plain, drafts, kind, got):
+    """The slot has no open step, its committed tokens are as they were, and the decoder goes on to decode."""
+    model, expected = plain
+    decoder = SpeculativeDecoder(model, window=3, draft=ConstantDraft([]))
+    stream = decoder.stream(PROMPT, 20)
+    tokens = [*next(stream), *next(stream)]
+    decoder.draft = ConstantDraft(drafts)
+    table = decoder.cache.cursor.table.clone()
+    assert_refused(kind, DRAFTS + got, next, stream)
+    assert tokens == expected[:2] and decoder.stats.tokens == 2 and decoder.stats.drafted == 0
+    assert_bitwise(decoder.cache.cursor.table, table)
+    assert decoder._verify([expected[1]], 0.0, torch.Generator()) == (1, expected[2])
+    decoder.draft = PromptLookup()
+    assert decoder.generate(PROMPT, 20).tokens == expected[:20]
+
+
+def test_drafts_beyond_max_new_tokens_are_refused(plain):
+    """With two tokens to go one may be drafted, whatever the window."""
+    model, expected = plain
+    stream = SpeculativeDecoder(model, window=6, draft=ConstantDraft([1, 2])).stream(PROMPT, 3)
+    next(stream)
+    sentence = DRAFTS.replace("at most 2", "at most 1") + "2"
+    assert_refused(ValueError, sentence, next, stream)
+
+
+def test_max_new_tokens_is_an_int(plain):
+    """Decoding ends when exactly none remain."""
+    sentence = "generate: max_new_tokens must be an int; got float"
+    assert_refused(TypeError, sentence, SpeculativeDecoder(plain[0]).generate, PROMPT, 4.5)
+
+
+@pytest.mark.parametrize(
+    "window, kind, rule",
+    [(0, ValueError, "1 to 64; got 0"), (65, ValueError, "1 to 64; got 65"), ("4", TypeError, "an int; got str")],
+)
+def test_windows_that_are_refused(plain, window, kind, rule):
+    assert_refused(kind, f"SpeculativeDecoder: window must be {rule}", SpeculativeDecoder, plain[0], window=window)
 
 
 def test_prompt_lookup_copies_what_followed_the_longest_match():

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from helpers import assert_bitwise
+from helpers import assert_bitwise, assert_refused
 
 from llamba_kernels.cache import DecodeCache, SavedSlot, Session
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
@@ -152,21 +152,59 @@ def test_copies_and_saved_states_decode_alike(model):
     after = [buffer[2] for layer in step.cache.layers for buffer in vars(layer).values()]
     for old, new in zip(bystander, after, strict=True):
         assert_bitwise(new, old)
-    broken = SavedSlot(saved.position, [*saved.layers[:2], (saved.layers[2][0].double(), saved.layers[2][1])])
-    broken.layers.append(saved.layers[3])
-    with pytest.raises(TypeError, match=r"^state_import: state must be float32; got float64$"):
-        elsewhere.cache.state_import(1, broken)
-    assert elsewhere.cache.cursor.position(1) == 0, "a failed import must leave the slot fresh"
-    wrong_kv = [saved.layers[0], tuple(each.double() for each in saved.layers[1]), *saved.layers[2:]]
-    with pytest.raises(
-        ValueError, match=r"^state_import: saved k must be .* of torch.float32; got .* of torch.float64$"
-    ):
-        elsewhere.cache.state_import(1, SavedSlot(saved.position, wrong_kv))
-    with pytest.raises(ValueError, match=r"^state_import: saved must have the model's 4 layers; got 3$"):
-        elsewhere.cache.state_import(1, SavedSlot(saved.position, saved.layers[:3]))
-    for refused in (lambda: elsewhere.cache.state_import(-1, saved), lambda: elsewhere.materialize(2)):
-        with pytest.raises(ValueError, match=r"^(state_import|materialize): slot must be 0 to 1; got (-1|2)$"):
-            refused()
-    small = DecodeCache(model.config, 4, Session())
-    with pytest.raises(ValueError, match=r"^state_import: saved must have at most max_tokens = 4 tokens; got 12$"):
-        small.state_import(0, saved)
+
+
+def with_layer(saved, index, first, second):
+    """saved, but for one layer."""
+    layers = list(saved.layers)
+    layers[index] = first, second
+    return SavedSlot(saved.position, layers)
+
+
+def test_an_import_that_fails_in_a_layer_leaves_the_slot_fresh(model):
+    """Of the layers before it the slot has another sequence's state; it must decode as if nothing had been there."""
+    tokens, other = torch.randint(VOCAB, (12,)), torch.randint(VOCAB, (9,))
+    expected = decode(make_step(model), 0, tokens, 3)
+    step = make_step(model, 2)
+    step.cache.prefill(model, 0, other)
+    saved = step.materialize(0)
+    (k, v), (state, tail) = saved.layers[1:3]
+    failures = [
+        (with_layer(saved, 2, state.double(), tail), TypeError, "state must be float32; got float64"),
+        (
+            with_layer(saved, 1, k.double(), v),
+            ValueError,
+            "saved k must be (2, 9, 16) of torch.float32; got (2, 9, 16) of torch.float64",
+        ),
+        (
+            with_layer(saved, 1, k, v[:, 1:]),
+            ValueError,
+            "saved v must be (2, 9, 16) of torch.float32; got (2, 8, 16) of torch.float32",
+        ),
+    ]
+    for broken, kind, sentence in failures:
+        step.cache.prefill(model, 1, other)
+        assert_refused(kind, f"state_import: {sentence}", step.cache.state_import, 1, broken)
+        assert_bitwise(decode(step, 1, tokens, 3), expected)
+
+
+def test_an_import_that_is_refused_at_once_changes_nothing(model):
+    step = make_step(model, 2)
+    step.cache.prefill(model, 1, torch.randint(VOCAB, (9,)))
+    saved = step.materialize(1)
+    before = [step.cache.cursor.table, *(each for layer in step.cache.layers for each in vars(layer).values())]
+    copies = [each.clone() for each in before]
+    refusals = [
+        (1, SavedSlot(9, saved.layers[:3]), "saved must have the model's 4 layers; got 3"),
+        (1, SavedSlot(257, saved.layers), "saved must have at most max_tokens = 256 tokens; got 257"),
+        (-1, saved, "slot must be 0 to 1; got -1"),
+        (2, saved, "slot must be 0 to 1; got 2"),
+    ]
+    for slot, broken, sentence in refusals:
+        assert_refused(ValueError, f"state_import: {sentence}", step.cache.state_import, slot, broken)
+    negative = SavedSlot(-1, saved.layers)
+    sentence = "cursor_reset: prompt must be at least 0 tokens; got -1 for slot 1"
+    assert_refused(ValueError, sentence, step.cache.state_import, 1, negative)
+    assert_refused(ValueError, "materialize: slot must be 0 to 1; got 2", step.materialize, 2)
+    for each, copy in zip(before, copies, strict=True):
+        assert_bitwise(each, copy)

@@ -1,7 +1,11 @@
 // Every CUDA call goes through CUDA_CHECK: on failure the enclosing function returns the status of a recorded sentence.
 #pragma once
 
+#ifdef LLAMBA_SIMT
+#include "simt/simt.h"
+#else
 #include <cuda_runtime_api.h>
+#endif
 
 #include <cstring>
 

@@ -53,17 +53,27 @@ void run_cuda(const char* op, const void* args, int32_t device) {
   }
   const auto function = library.find<int(const void*, void*)>("llamba_" + std::string(op) + "_cuda");
   if (function == nullptr) refuse(op, "the CUDA library must have this operator; got one without it");
+  void* stream = nullptr;
+#ifndef LLAMBA_SIMT
   if (aoti_torch_get_current_cuda_stream == nullptr) {
     refuse(op, "torch must be a CUDA build to run on CUDA tensors; got a CPU build");
   }
   const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
   if (aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS) {
     refuse(op, "torch must give the current CUDA stream; got an error from it");
   }
+#endif
   const int status = function(args, stream);  // first: the sentence is read after the call that records it
   check_status(status, library.find<const char*()>("llamba_last_error")());
 }
+
+#ifdef LLAMBA_SIMT
+bool simt_has(const char* op) {
+  const CudaLibrary& library = cuda_library();
+  return library.handle != nullptr && *library.find<int>("llamba_simt_enabled") != 0 &&
+         library.find<int>("llamba_" + std::string(op) + "_cuda") != nullptr;
+}
+#endif
 
 }  // namespace llamba
 

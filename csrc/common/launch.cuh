@@ -1,14 +1,21 @@
 // How kernels are launched and how they get shared memory. Kernel files use only these two, never <<<>>> and never a
-// static __shared__ array, so that the same source also runs under an executor on the CPU.
+// static __shared__ array, so that the same source also runs under the executor of csrc/simt on the CPU.
 #pragma once
 
+#ifdef LLAMBA_SIMT
+#include "simt/simt.h"
+#else
 #include <cuda_runtime.h>
+#endif
 
 namespace llamba {
 
 // A kernel takes one struct by value. smem: bytes of its SharedStorage, 0 if it has none.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, Params params) {
+#ifdef LLAMBA_SIMT
+  return simt::run(grid, block, smem, [=] { kernel(params); });
+#else
   constexpr size_t kDefaultShared = 48 * 1024;  // more must be asked for, per kernel
   if (smem > kDefaultShared) {
     const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -17,13 +24,44 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t smem, c
   }
   void* arguments[] = {&params};
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, smem, stream);
+#endif
+}
+
+// Of the current device.
+struct DeviceLimits {
+  int multiprocessors, shared_bytes, arch;  // shared_bytes: of one block; arch: 80, 86, 90, ...
+};
+inline cudaError_t device_limits(DeviceLimits* limits) {
+#ifdef LLAMBA_SIMT
+  *limits = {simt::device[0], simt::device[1], simt::device[2]};
+  return cudaSuccess;
+#else
+  int device = 0, major = 0, minor = 0;
+  const struct {
+    cudaDeviceAttr attribute;
+    int* value;
+  } wanted[] = {{cudaDevAttrMultiProcessorCount, &limits->multiprocessors},
+                {cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes},
+                {cudaDevAttrComputeCapabilityMajor, &major},
+                {cudaDevAttrComputeCapabilityMinor, &minor}};
+  cudaError_t error = cudaGetDevice(&device);
+  for (const auto& [attribute, value] : wanted) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+  }
+  limits->arch = 10 * major + minor;
+  return error;
+#endif
 }
 
 // The block's dynamic shared memory as the kernel's SharedStorage struct.
 template <typename Storage>
 __device__ Storage& shared_storage() {
+#ifdef LLAMBA_SIMT
+  return *static_cast<Storage*>(simt::shared_bytes());
+#else
   extern __shared__ __align__(128) unsigned char bytes[];
   return *reinterpret_cast<Storage*>(bytes);
+#endif
 }
 
 }  // namespace llamba

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define LLAMBA_ABI_VERSION 2
+#define LLAMBA_ABI_VERSION 3
 #define LLAMBA_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -27,6 +27,10 @@ typedef enum {
 } llamba_status;
 
 typedef enum { LLAMBA_FLOAT32 = 0, LLAMBA_BFLOAT16 = 1, LLAMBA_FLOAT16 = 2 } llamba_dtype;
+
+/* How mamba2_verify computes. Recurrent: a token's bits depend on its own path alone, whatever the window. Matmul: the
+ * closed form on tensor cores, one for each device and window; CUDA only. */
+typedef enum { LLAMBA_RECURRENT = 0, LLAMBA_MATMUL = 1 } llamba_algorithm;
 
 LLAMBA_API int llamba_abi_version(void);
 /* The sentence of this thread's last failure, "" if none. Valid until this thread's next failure. */
@@ -127,8 +131,9 @@ typedef struct {
   size_t size;
   llamba_dtype dtype;            /* xBC, dt, conv_weight, conv_bias, rows, dt_rows, out */
   llamba_dtype checkpoint_dtype; /* 16 bits: the running state is rounded after each fold_every-th token */
-  int32_t fold_every;            /* W of the session; with a float32 checkpoint only checked */
-  int32_t batch, max_ntokens;    /* max_ntokens >= ntokens of every slot */
+  llamba_algorithm algorithm;
+  int32_t fold_every;         /* W of the session; with a float32 checkpoint only checked */
+  int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
   int32_t nheads, headdim;
   int32_t dstate;                    /* a multiple of 16 up to 256 */
   int32_t x_heads, B_heads, C_heads; /* each divides nheads; head h uses x head h / (nheads / x_heads), ... */
@@ -159,6 +164,7 @@ typedef struct {
 } llamba_mamba2_verify_args;
 
 LLAMBA_API int llamba_mamba2_verify_cpu(const llamba_mamba2_verify_args* args);
+LLAMBA_API int llamba_mamba2_verify_cuda(const llamba_mamba2_verify_args* args, void* stream);
 
 /* ---- materialize: the state of a Mamba-2 layer at the current position, without changing anything ----------------
  * Fields as in llamba_mamba2_verify_args. No slot may have an open step. */
@@ -189,6 +195,7 @@ typedef struct {
 } llamba_materialize_args;
 
 LLAMBA_API int llamba_materialize_cpu(const llamba_materialize_args* args);
+LLAMBA_API int llamba_materialize_cuda(const llamba_materialize_args* args, void* stream);
 
 /* ---- state_import: what materialize gave, into slots that cursor_reset(prompt = position, fold_every 1,
  * max_rollback 0) has prepared ------------------------------------------------------------------------------------- */
@@ -210,6 +217,7 @@ typedef struct {
 } llamba_state_import_args;
 
 LLAMBA_API int llamba_state_import_cpu(const llamba_state_import_args* args);
+LLAMBA_API int llamba_state_import_cuda(const llamba_state_import_args* args, void* stream);
 
 /* ---- slot_copy: slots of a cursor with everything that its layers keep for them ----------------------------------- */
 
@@ -234,6 +242,7 @@ typedef struct {
 } llamba_slot_copy_args;
 
 LLAMBA_API int llamba_slot_copy_cpu(const llamba_slot_copy_args* args);
+LLAMBA_API int llamba_slot_copy_cuda(const llamba_slot_copy_args* args, void* stream);
 
 /* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
 
@@ -253,6 +262,7 @@ typedef struct {
 } llamba_gated_rms_norm_args;
 
 LLAMBA_API int llamba_gated_rms_norm_cpu(const llamba_gated_rms_norm_args* args);
+LLAMBA_API int llamba_gated_rms_norm_cuda(const llamba_gated_rms_norm_args* args, void* stream);
 
 /* ---- rms_norm: x / sqrt(mean(x^2) + eps) * weight, after an addition if there is a residual ------------------- */
 
@@ -271,6 +281,7 @@ typedef struct {
 } llamba_rms_norm_args;
 
 LLAMBA_API int llamba_rms_norm_cpu(const llamba_rms_norm_args* args);
+LLAMBA_API int llamba_rms_norm_cuda(const llamba_rms_norm_args* args, void* stream);
 
 /* ---- rope: rotary position embedding ---------------------------------------------------------------------------- */
 
@@ -294,6 +305,7 @@ typedef struct {
 } llamba_rope_args;
 
 LLAMBA_API int llamba_rope_cpu(const llamba_rope_args* args);
+LLAMBA_API int llamba_rope_cuda(const llamba_rope_args* args, void* stream);
 
 /* ---- silu_mul: silu(gate) * up --------------------------------------------------------------------------------- */
 
@@ -310,6 +322,7 @@ typedef struct {
 } llamba_silu_mul_args;
 
 LLAMBA_API int llamba_silu_mul_cpu(const llamba_silu_mul_args* args);
+LLAMBA_API int llamba_silu_mul_cuda(const llamba_silu_mul_args* args, void* stream);
 
 /* ---- skinny_linear: x weight^T + bias for a few rows ---------------------------------------------------------- */
 
@@ -419,6 +432,7 @@ typedef struct {
 } llamba_speculative_accept_args;
 
 LLAMBA_API int llamba_speculative_accept_cpu(const llamba_speculative_accept_args* args);
+LLAMBA_API int llamba_speculative_accept_cuda(const llamba_speculative_accept_args* args, void* stream);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-// What mamba2_verify and materialize share on the CPU: the checks of a layer's sizes, the plan of a step's tokens, and
+// What mamba2_verify and materialize share on the CPU: the plan of a step's tokens, and
 // the parallel loop.
 #pragma once
 
@@ -7,9 +7,6 @@
 #include "mamba2_verify/mamba2_verify_cpu.h"
 
 namespace llamba {
-
-// dtypes, sizes, heads and the cursor's shape; not max_ntokens, the slots or their steps.
-int check_mamba2_sizes(const char* op, const llamba_mamba2_verify_args& args);
 
 // The tokens of a batch of sequences, in one buffer that is kept between calls.
 class Mamba2Plan {

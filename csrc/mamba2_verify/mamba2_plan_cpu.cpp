@@ -7,7 +7,6 @@
 namespace llamba {
 namespace {
 
-constexpr int32_t kMaxDstate = 256;
 // State elements a thread should at least update before a second thread is worth waking (about 10 us of work on one core).
 constexpr int64_t kElementsPerPiece = 1 << 18;
 
@@ -19,39 +18,6 @@ int64_t scratch_floats(const llamba_mamba2_verify_args& args, const Mamba2Sequen
 }
 
 }  // namespace
-
-int check_mamba2_sizes(const char* op, const llamba_mamba2_verify_args& args) {
-  LLAMBA_CHECK_DTYPE(op, &args);
-  if (args.checkpoint_dtype < LLAMBA_FLOAT32 || args.checkpoint_dtype > LLAMBA_FLOAT16) {
-    return fail(LLAMBA_TYPE_ERROR, "%s: checkpoint_dtype must be float32, bfloat16 or float16; got code %d", op,
-                static_cast<int>(args.checkpoint_dtype));
-  }
-  constexpr int32_t kMostSize = 1 << 24;  // keeps every sum of sizes below within int32
-  LLAMBA_CHECK_LEAST(op, &args, batch, 0);
-  LLAMBA_CHECK_RANGE(op, &args, max_ntokens, 0, kMostSize);
-  LLAMBA_CHECK_RANGE(op, &args, nheads, 1, kMostSize);
-  LLAMBA_CHECK_RANGE(op, &args, headdim, 1, kMostSize);
-  LLAMBA_CHECK_LEAST(op, &args, fold_every, 1);
-  if (int64_t{args.nheads} * args.headdim > kMostSize || int64_t{args.nheads} * args.dstate > kMostSize) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: nheads times headdim or dstate must be at most %d; got %d times %d or %d", op,
-                kMostSize, args.nheads, args.headdim, args.dstate);
-  }
-  if (args.dstate < 16 || args.dstate > kMaxDstate || args.dstate % 16 != 0) {
-    return fail(LLAMBA_VALUE_ERROR, "%s: dstate must be a multiple of 16 up to %d; got %d", op, kMaxDstate,
-                args.dstate);
-  }
-  const struct {
-    const char* name;
-    int32_t heads;
-  } groups[] = {{"x_heads", args.x_heads}, {"B_heads", args.B_heads}, {"C_heads", args.C_heads}};
-  for (const auto& group : groups) {
-    if (group.heads < 1 || args.nheads % group.heads != 0) {
-      return fail(LLAMBA_VALUE_ERROR, "%s: %s must divide nheads = %d; got %d", op, group.name, args.nheads,
-                  group.heads);
-    }
-  }
-  return check_cursor(op, args.cursor);
-}
 
 void Mamba2Plan::add(const llamba_mamba2_verify_args& args, Mamba2Sequence* sequences, size_t count) {
   size_t total = 0;

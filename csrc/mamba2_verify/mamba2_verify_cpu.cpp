@@ -8,6 +8,7 @@
 #include "cursor/cursor_check.h"
 #include "cursor/cursor_edit.h"
 #include "cursor/cursor_slots.h"
+#include "mamba2_verify/mamba2_check.h"
 #include "mamba2_verify/mamba2_plan.h"
 
 namespace llamba {
@@ -61,6 +62,10 @@ int mamba2_verify(const llamba_mamba2_verify_args& args) {
   int status = check_mamba2_sizes(kOp, args);
   if (status == LLAMBA_OK && args.max_ntokens < 1) {
     status = fail(LLAMBA_VALUE_ERROR, "%s: max_ntokens must be at least 1; got %d", kOp, args.max_ntokens);
+  }
+  if (status == LLAMBA_OK && args.algorithm != LLAMBA_RECURRENT) {
+    status = fail(LLAMBA_VALUE_ERROR, "%s: algorithm must be recurrent on a CPU; got code %d", kOp,
+                  static_cast<int>(args.algorithm));
   }
   if (status == LLAMBA_OK) status = check_slots(kOp, args.slots, args.batch, args.cursor.nslots);
   if (status != LLAMBA_OK) return status;

@@ -9,7 +9,8 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
                    const std::optional<Tensor>& conv_bias, const Tensor& A, const std::optional<Tensor>& D,
                    const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
                    const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, int64_t x_heads, int64_t B_heads,
-                   int64_t C_heads, int64_t fold_every, const std::optional<Tensor>& parents, const Tensor& out) {
+                   int64_t C_heads, int64_t fold_every, int64_t algorithm, const std::optional<Tensor>& parents,
+                   const Tensor& out) {
   constexpr const char* kOp = "mamba2_verify";
   llamba_mamba2_verify_args args{sizeof(args)};
   fill_layer(kOp,
@@ -18,6 +19,8 @@ void mamba2_verify(const Tensor& xBC, const Tensor& dt, const Tensor& conv_weigh
              &args);
   const int64_t nheads = checkpoint.size(1), headdim = checkpoint.size(2), batch = slots.size(0),
                 conv_dim = rows.size(2);
+  CHECK_RANGE(algorithm, LLAMBA_RECURRENT, LLAMBA_MATMUL);
+  args.algorithm = static_cast<llamba_algorithm>(algorithm);
   CHECK_DIM(xBC, 3, 3);
   const int64_t max_ntokens = xBC.size(1);
   CHECK_RANGE(max_ntokens, 0, 1 << 24);

@@ -4,6 +4,7 @@
 #include "common/dtype.h"
 #include "cursor/cursor_edit.h"
 #include "cursor/cursor_slots.h"
+#include "mamba2_verify/mamba2_check.h"
 #include "mamba2_verify/mamba2_plan.h"
 
 namespace llamba {

@@ -4,6 +4,19 @@ import torch
 
 from .._load import call, operator
 
+ALGORITHMS = {"recurrent": 0, "matmul": 1}  # llamba_algorithm in csrc/include/llamba.h
+
+
+def choose_algorithm(device_type, capacity, width, fold_every):
+    """The algorithm of a session: one for all its steps, whatever their tokens and batch.
+
+    The recurrence costs three instructions per state element and token, replayed ones included; the closed form a fixed
+    six (it splits the state for the tensor cores) and next to nothing per token. So it pays from windows of four.
+    capacity, width, fold_every: of the session; they bound its window.
+    """
+    max_window = (capacity - (width - 1) - (fold_every - 1)) // 2
+    return "matmul" if device_type == "cuda" and max_window >= 4 else "recurrent"
+
 
 @operator
 def mamba2_verify(
@@ -24,6 +37,7 @@ def mamba2_verify(
     B_heads,
     C_heads,
     fold_every,
+    algorithm="auto",
     parents=None,
     out=None,
 ):
@@ -54,6 +68,8 @@ def mamba2_verify(
         x_heads, B_heads, C_heads: int, divisors of nheads; head h reads x head h // (nheads // x_heads), and so on.
         fold_every: int, the session's W. Another number that divides the folds, too, is not noticed; with a 16-bit
             checkpoint it changes bits.
+        algorithm: "recurrent": what is said above. "matmul" (CUDA): the closed form on tensor cores, as exact as the
+            same formula in PyTorch, whose bits depend on the window. "auto": `choose_algorithm`, by session and device.
         parents: (batch, max_ntokens) int32, last stride 1, a tree: token i follows token parents[i] < i of the step, or
             the committed tokens if that is -1. None: a chain, token i follows token i - 1.
         out: (batch, max_ntokens, nheads, headdim), dtype of xBC, last stride 1, or None: a new tensor.
@@ -61,10 +77,16 @@ def mamba2_verify(
         and for padding).
     Returns: out.
     Raises: ValueError (shapes, numbers, slots), TypeError (dtypes, devices, strides). Nothing is written then.
-    Devices: CPU.
+    Devices: CPU, CUDA. There nothing that lies in device memory is refused: a slot without an open step, or whose
+        numbers do not fit, is left alone, and its out is zero.
     Source: csrc/mamba2_verify; recurrence of Mamba-2 (arXiv 2405.21060), lazy state of arXiv 2408.15237, Algorithm 2.
     Reference: python_ref/mamba2_verify.py.
     """
+    if algorithm == "auto":
+        sizes = rows.shape[1:2] + conv_weight.shape[1:2]  # what is no tensor of the right rank is refused below
+        algorithm = choose_algorithm(xBC.device.type, *sizes, fold_every) if len(sizes) == 2 else "recurrent"
+    elif algorithm not in ALGORITHMS:
+        raise ValueError(f"mamba2_verify: algorithm must be auto, recurrent or matmul; got {algorithm}")
     if out is None:
         out = torch.empty((*xBC.shape[:2], *checkpoint.shape[1:3]), dtype=xBC.dtype, device=xBC.device)
     call(
@@ -85,6 +107,7 @@ def mamba2_verify(
         B_heads,
         C_heads,
         fold_every,
+        ALGORITHMS[algorithm],
         parents,
         out,
     )

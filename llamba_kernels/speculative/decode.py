@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..cache import DecodeCache, Session, fold_every_for
+from ..cache import DecodeCache, Session, check_int, fold_every_for
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import speculative_accept
@@ -69,8 +69,7 @@ class SpeculativeDecoder:
         max_tokens: int | None = None,
         fold_every: int | None = None,
     ):
-        if not 1 <= window <= 64:
-            raise ValueError(f"SpeculativeDecoder: window must be 1 to 64; got {window}")
+        check_int("SpeculativeDecoder: window", window, 1, 64)
         self.window = window
         self.draft = PromptLookup() if draft is None else draft
         if fold_every is None:
@@ -132,7 +131,7 @@ class SpeculativeDecoder:
             stats.tokens += len(emitted)
             yield emitted
             remaining = max_new_tokens - stats.tokens
-            if emitted[-1] in stop or remaining <= 0:
+            if emitted[-1] in stop or remaining == 0:
                 return
             if self._stream is not stream:
                 raise ValueError(
@@ -140,7 +139,9 @@ class SpeculativeDecoder:
                 )
             pending = emitted[-1]
             with _timed(stats, "draft"):
-                drafts = self.draft.propose(min(self.window, remaining) - 1)
+                most = min(self.window, remaining) - 1
+                drafts = self.draft.propose(most)
+            self._check_drafts(drafts, most)
             accepted, token = self._verify([pending, *drafts], temperature, generator)
             emitted = [*drafts[: accepted - 1], token]
             for i, candidate in enumerate(emitted):
@@ -188,8 +189,7 @@ class SpeculativeDecoder:
         if int(prompt.min()) < 0 or int(prompt.max()) >= vocab:
             wrong = int(prompt.min()) if int(prompt.min()) < 0 else int(prompt.max())
             raise ValueError(f"generate: prompt must hold ids from 0 to vocab_size - 1 = {vocab - 1}; got {wrong}")
-        if max_new_tokens < 1:
-            raise ValueError(f"generate: max_new_tokens must be at least 1; got {max_new_tokens}")
+        check_int("generate: max_new_tokens", max_new_tokens, 1, self.cache.max_tokens)
         if len(prompt) + max_new_tokens > self.cache.max_tokens:
             raise ValueError(
                 f"generate: prompt + max_new_tokens must be at most max_tokens = {self.cache.max_tokens}; "
@@ -197,6 +197,20 @@ class SpeculativeDecoder:
             )
         if not 0.0 <= temperature < float("inf"):
             raise ValueError(f"generate: temperature must be 0 (greedy) or positive; got {temperature}")
+
+    def _check_drafts(self, drafts: list[int], most: int) -> None:
+        """A draft source is anybody's code: refused before the step opens, so that the slot stays usable."""
+        vocab = self.model.config.vocab_size
+        rule = f"generate: drafts must be a list of at most {most} ints from 0 to vocab_size - 1 = {vocab - 1}"
+        if not isinstance(drafts, list):
+            raise TypeError(f"{rule}; got {type(drafts).__name__}")
+        if len(drafts) > most:
+            raise ValueError(f"{rule}; got {len(drafts)}")
+        for token in drafts:
+            if type(token) is not int:
+                raise TypeError(f"{rule}; got one of {type(token).__name__}")
+            if not 0 <= token < vocab:
+                raise ValueError(f"{rule}; got {token} among them")
 
 
 class _timed:

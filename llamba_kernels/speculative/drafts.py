@@ -14,7 +14,7 @@ class Draft(Protocol):
         """Tokens that decoding has just added to the sequence."""
 
     def propose(self, most: int) -> list[int]:
-        """At most `most` tokens that may follow; an empty list is fine."""
+        """At most `most` token ids that may follow; an empty list is fine. Anything else ends the generation."""
 
 
 class PromptLookup:

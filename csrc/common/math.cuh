@@ -1,0 +1,35 @@
+// Scalar functions of the CUDA kernels. No multiplication and addition is contracted (-fmad=false): fused ones are
+// spelled fmaf.
+#pragma once
+
+#include "common/dtype.h"
+#include "common/ptx.cuh"
+
+namespace llamba {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+// x / (1 + e^-x). T: what the result is rounded to: 16 bits allow the approximate instructions, whose error of
+// 2^-21 is far below half a bit of theirs. Very negative x give -0.
+template <typename T>
+__device__ __forceinline__ float silu(float x) {
+  if constexpr (sizeof(T) == 2) {
+    return x * rcp_approx(1.0f + ex2_approx(-kLog2e * x));
+  } else {
+    return x / (1.0f + expf(-x));
+  }
+}
+
+// log(1 + e^x), as torch: beyond 20 it is x.
+__device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
+template <typename T>
+__device__ __forceinline__ float rounded_to(float x) {
+  T y;
+  from_float(x, &y);
+  return to_float(y);
+}
+
+}  // namespace
+}  // namespace llamba

@@ -1,0 +1,159 @@
+// One instruction per function: the only file with inline assembly. Under the executor of csrc/simt each has a
+// counterpart of the same name in simt/ptx_simt.h. Addresses are generic pointers; `shared` ones point into the block's
+// SharedStorage.
+#pragma once
+
+#include "common/launch.cuh"
+
+#ifdef LLAMBA_SIMT
+#include "simt/ptx_simt.h"
+#else
+
+namespace llamba {
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// ---- global memory: T has 2, 4, 8 or 16 bytes and is aligned to them ----
+
+template <typename T>
+__device__ __forceinline__ T load_global(const T* p) {
+  return *p;
+}
+// What no other block reads: it need not stay in L1.
+template <typename T>
+__device__ __forceinline__ T load_global_once(const T* p) {
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16, "a streaming load has 8 or 16 bytes");
+  T value;
+  if constexpr (sizeof(T) == 16) {
+    uint4 bits;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(p)
+                 : "memory");
+    memcpy(&value, &bits, 16);
+  } else {
+    uint2 bits;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(bits.x), "=r"(bits.y) : "l"(p) : "memory");
+    memcpy(&value, &bits, 8);
+  }
+  return value;
+}
+template <typename T>
+__device__ __forceinline__ void store_global(T* p, T value) {
+  *p = value;
+}
+
+// ---- asynchronous copies to shared memory ----
+
+// 16 bytes, both sides aligned to 16; zero_instead: writes zeros and reads nothing.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool zero_instead = false) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(zero_instead ? 0 : 16)
+               : "memory");
+}
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kGroupsLeft of this thread's groups are still under way.
+template <int kGroupsLeft>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
+}
+
+// A barrier in shared memory that also counts bytes. count: arrivals per phase. One thread initialises, then
+// mbarrier_init_fence and a block barrier, before anyone uses it.
+__device__ __forceinline__ void mbarrier_init(uint64_t* shared, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(shared)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void mbarrier_init_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* shared) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(shared))
+               : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* shared, unsigned bytes) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
+                   shared_address(shared)),
+               "r"(bytes)
+               : "memory");
+}
+// Returns when the phase of this parity (0 for the first) is over.
+__device__ __forceinline__ void mbarrier_wait(uint64_t* shared, unsigned parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
+          shared_address(shared)),
+      "r"(parity)
+      : "memory");
+}
+#if __CUDA_ARCH__ >= 900
+// `bytes` from global to shared memory, both aligned to 16, a multiple of 16; the barrier's bytes count them.
+__device__ __forceinline__ void bulk_copy(void* shared, const void* global, unsigned bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+#endif
+
+// A barrier among `threads` threads of the block; id 1 to 15 (0 is __syncthreads).
+__device__ __forceinline__ void named_barrier(unsigned id, unsigned threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- tensor cores ----
+
+// d[16 x 8] += a[16 x 16] b[16 x 8], bfloat16 with fp32 sums. Lane 4 g + t holds a: rows g and g + 8 (a[0], a[1]) at
+// columns 2 t, 2 t + 1, and again at columns 2 t + 8, 2 t + 9 (a[2], a[3]); b: rows 2 t, 2 t + 1 (b[0]) and 2 t + 8,
+// 2 t + 9 (b[1]) of column g; d: columns 2 t, 2 t + 1 of row g (d[0], d[1]) and of row g + 8 (d[2], d[3]).
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// ---- arithmetic ----
+
+__device__ __forceinline__ float ex2_approx(float x) {  // 2^x within 2 ulp, subnormal results kept
+  float y;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float rcp_approx(float x) {  // 1 / x within 1 ulp
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ uint16_t bits_of_bfloat16(float x) {  // rounded to nearest even
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+__device__ __forceinline__ uint16_t bits_of_float16(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+__device__ __forceinline__ float float_of_float16(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+// The upper halves of two floats, as two bfloat16 cut off: low in bits 0 to 15.
+__device__ __forceinline__ unsigned upper_halves(float low, float high) {
+  return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+}
+
+// ---- programmatic dependent launch: a kernel that starts before its predecessor has ended ----
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+#else
+__device__ __forceinline__ void wait_for_previous_kernel() {}
+__device__ __forceinline__ void let_next_kernel_start() {}
+#endif
+
+}  // namespace llamba
+#endif

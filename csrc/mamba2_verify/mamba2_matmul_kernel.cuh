@@ -1,0 +1,458 @@
+// mamba2_matmul_kernel -- a step of some heads of a sequence in closed form: for the step's token k on its path,
+//   y_k = 2^E_k (S C_k) + sum over s of M_ks x_s + D x_k,   M_ks = (C_k . B_s) dt_s 2^(sum of log-decays after s up to k)
+// with s over the live rows, the ancestors of k and k itself (Mamba-2, arXiv 2405.21060, section 6; the mask is a tree's).
+// Grid     (batch x row blocks, nheads / heads)            Block  a warp for each of its 1 to 5 tiles, two beyond dstate 128
+// Owns     one block owns 16 * tiles dims of `heads` heads that share B and C; it reads their checkpoint once
+// Threads  a tile is 16 dims x up to 128 of dstate, in its warp's registers. Lane 4 g + t holds dims 2 g, 2 g + 1 at
+//          n = 16 k + 4 t .. +3: rows g and g + 8 of the tensor core's A, whose column order is free and is chosen so
+//          that a lane's are four neighbours in memory
+// Shared   MatmulStorage: conv outputs of B, C (a row a token) and x (a column a token) as bfloat16 pieces, G, M
+// Flow     1 raw inputs' ids  2 conv of B, C  3 G = C . B; then for each head:  4 state -> registers, dt, conv of x
+//          5 M  6 y, eight tokens at a time  7 the folded state -> checkpoint
+//          kBulk (Hopper): bulk copies bring the next heads' states into shared memory meanwhile
+// Barriers after 1, 2, 4, 5 and 7; in 6 if two warps share dims
+// Numerics mamba2_pieces.cuh; sums of log-decays and the fold in fp32. Bits depend on the step's tokens and the fold
+// Requires max_ntokens <= 64, shared memory for the session's rows        (checked in mamba2_matmul_launch.cu)
+#pragma once
+
+#include <type_traits>
+
+#include "mamba2_verify/mamba2_matmul_storage.cuh"
+#include "mamba2_verify/mamba2_pieces.cuh"
+
+namespace llamba {
+
+constexpr int32_t kMostTiles = 5;
+
+struct MatmulParams {
+  llamba_mamba2_verify_args args;
+  int32_t row_blocks, tiles, heads;  // of a block: tiles, heads
+};
+
+namespace {
+
+template <int kState>
+struct MatmulState {
+  static constexpr int kSteps = (kState < kMostWarpState ? kState : kMostWarpState) / 16;
+  float v[kSteps][2][4];  // [n / 16][dim 2 g or 2 g + 1][4]
+};
+
+// What a lane works on.
+struct MatmulPlace {
+  int32_t head, first_dim;  // of the block
+  int32_t tile_row, dim;    // dim: the lane's first, of two
+  int32_t first_n, steps;   // the warp's part of dstate, in sixteens
+  int32_t g, t;
+};
+
+// ---- state: four neighbours at a time ----
+
+template <typename S>
+using FourBits = typename std::conditional<sizeof(S) == 4, uint4, uint2>::type;
+
+template <typename S>
+__device__ __forceinline__ void unpack_four(const FourBits<S>& bits, float (&v)[4]) {
+  S four[4];
+  memcpy(four, &bits, sizeof(bits));
+  for (int i = 0; i < 4; ++i) v[i] = to_float(four[i]);
+}
+
+// The lane's part of checkpoint[slot, head, dim + i], i < 2: where it is, and whether it may be read in vectors.
+template <typename S>
+struct LaneCheckpoint {
+  S* row[2];
+  bool exists[2], vector;
+
+  __device__ __forceinline__ LaneCheckpoint(const llamba_mamba2_verify_args& args, int32_t slot,
+                                            const MatmulPlace& place) {
+    vector = true;
+    for (int i = 0; i < 2; ++i) {
+      row[i] = static_cast<S*>(args.checkpoint) + slot * args.checkpoint_stride_slot +
+               place.head * args.checkpoint_stride_head + (place.dim + i) * args.checkpoint_stride_dim + place.first_n +
+               4 * place.t;
+      exists[i] = place.dim + i < args.headdim;
+      vector &= reinterpret_cast<uintptr_t>(row[i]) % (4 * sizeof(S)) == 0;
+    }
+  }
+};
+
+template <typename S, int kState>
+__device__ __forceinline__ void load_state(const llamba_mamba2_verify_args& args, int32_t slot,
+                                           const MatmulPlace& place, MatmulState<kState>* state) {
+  const LaneCheckpoint<S> lane(args, slot, place);
+#pragma unroll
+  for (int k = 0; k < MatmulState<kState>::kSteps; ++k) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (k >= place.steps || !lane.exists[i]) continue;
+      const S* p = lane.row[i] + 16 * k;
+      if (lane.vector) {
+        unpack_four<S>(load_global_once(reinterpret_cast<const FourBits<S>*>(p)), state->v[k][i]);
+      } else {
+        for (int j = 0; j < 4; ++j) state->v[k][i][j] = to_float(load_global(p + j));
+      }
+    }
+  }
+}
+template <typename S, int kState>
+__device__ __forceinline__ void load_staged_state(const char* stage, int32_t stage_pitch, const MatmulPlace& place,
+                                                  MatmulState<kState>* state) {
+#pragma unroll
+  for (int k = 0; k < MatmulState<kState>::kSteps; ++k) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (k >= place.steps) continue;
+      const S* row = reinterpret_cast<const S*>(stage + (place.tile_row + place.g + 8 * i) * stage_pitch);
+      unpack_four<S>(*reinterpret_cast<const FourBits<S>*>(row + place.first_n + 16 * k + 4 * place.t), state->v[k][i]);
+    }
+  }
+}
+template <typename S, int kState>
+__device__ __forceinline__ void store_state(const llamba_mamba2_verify_args& args, int32_t slot,
+                                            const MatmulPlace& place, const MatmulState<kState>& state) {
+  const LaneCheckpoint<S> lane(args, slot, place);
+#pragma unroll
+  for (int k = 0; k < MatmulState<kState>::kSteps; ++k) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (k >= place.steps || !lane.exists[i]) continue;
+      S four[4];
+      for (int j = 0; j < 4; ++j) from_float(state.v[k][i][j], &four[j]);
+      if (lane.vector) {
+        FourBits<S> bits;
+        memcpy(&bits, four, sizeof(bits));
+        store_global(reinterpret_cast<FourBits<S>*>(lane.row[i] + 16 * k), bits);
+      } else {
+        for (int j = 0; j < 4; ++j) store_global(lane.row[i] + 16 * k + j, four[j]);
+      }
+    }
+  }
+}
+
+// Starts the copies of one head's states into a stage: the first warp's lanes, a row each at a time.
+__device__ __forceinline__ void fetch_state(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                            const MatmulStorage& shared, int32_t head, int32_t first_dim, int32_t dims,
+                                            int32_t state_bytes, int32_t stage) {
+#if defined(LLAMBA_SIMT) || __CUDA_ARCH__ >= 900
+  const unsigned row_bytes = static_cast<unsigned>(args.dstate * state_bytes);
+  if (threadIdx.x == 0) mbarrier_arrive_expect(shared.arrived + stage, row_bytes * dims);
+  __syncwarp();  // the barrier knows of the bytes before they come
+  for (int32_t dim = threadIdx.x; dim < dims; dim += 32) {
+    const int64_t element = step.slot * args.checkpoint_stride_slot + head * args.checkpoint_stride_head +
+                            (first_dim + dim) * args.checkpoint_stride_dim;
+    bulk_copy(shared.stages + (stage * shared.dims + row_in_tile(dim)) * shared.stage_pitch,
+              static_cast<const char*>(args.checkpoint) + element * state_bytes, row_bytes, shared.arrived + stage);
+  }
+#endif
+}
+
+// ---- stages of the kernel ----
+
+// The pieces of two neighbouring channels of a token's B or C.
+template <int kPieces>
+__device__ __forceinline__ void keep_row(uint16_t* kept, int32_t pitch, int32_t n_pitch, int32_t row, int32_t c,
+                                         const float (&y)[kConvVector]) {
+  unsigned pieces[kPieces][1];
+  split_pair(y[0], y[1], 0, pieces);
+  for (int i = 0; i < kPieces; ++i) {
+    *reinterpret_cast<unsigned*>(kept + (i * pitch + row) * n_pitch + c) = pieces[i][0];
+  }
+}
+// ... and of its x, whose channels are rows.
+template <int kPieces>
+__device__ __forceinline__ void keep_columns(const MatmulStorage& shared, int32_t token, int32_t c,
+                                             const float (&y)[kConvVector]) {
+  unsigned pieces[kPieces][1];
+  split_pair(y[0], y[1], 0, pieces);
+  for (int i = 0; i < kPieces; ++i) {
+    uint16_t* x = shared.x + (i * shared.dims + row_in_tile(c)) * shared.s_pitch + token;
+    x[0] = static_cast<uint16_t>(pieces[i][0]);
+    x[8 * shared.s_pitch] = static_cast<uint16_t>(pieces[i][0] >> 16);
+  }
+}
+
+// A lane's four neighbours from a row of pieces: two registers of a fragment.
+__device__ __forceinline__ uint2 load_fragment(const uint16_t* row) { return *reinterpret_cast<const uint2*>(row); }
+
+// G = C . B, by tiles of sixteen s and eight k, dealt to the warps.
+template <typename T>
+__device__ inline void make_G(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                              const MatmulStorage& shared, const MatmulPlace& place) {
+  constexpr int kPieces = Pieces<T>::kCount;
+  const int32_t g = place.g, t = place.t, warps = blockDim.x / 32;
+  const int32_t s_tiles = (step.live + step.ntokens + 15) / 16, k_tiles = (step.ntokens + 7) / 8;
+  for (int32_t tile = threadIdx.x / 32; tile < s_tiles * k_tiles; tile += warps) {
+    const int32_t s = tile % s_tiles * 16 + g, k = tile / s_tiles * 8;
+    PieceSum products;
+    for (int32_t n = 4 * t; n < args.dstate; n += 16) {
+      unsigned of_B[kPieces][4], of_C[kPieces][2];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const uint2 row = load_fragment(shared.B + (i * shared.rows + s) * shared.n_pitch + n);
+        const uint2 below = load_fragment(shared.B + (i * shared.rows + s + 8) * shared.n_pitch + n);
+        const uint2 column = load_fragment(shared.C + (i * shared.tokens + k + g) * shared.n_pitch + n);
+        of_B[i][0] = row.x, of_B[i][1] = below.x, of_B[i][2] = row.y, of_B[i][3] = below.y;
+        of_C[i][0] = column.x, of_C[i][1] = column.y;
+      }
+      products.add(of_B, of_C, kPieces);
+    }
+    for (int i = 0; i < 4; ++i) {
+      shared.G[(k + 2 * t + i % 2) * shared.M_pitch + s + 8 * (i / 2)] = products.total(i);
+    }
+  }
+}
+
+// M, E and `folded`: a thread has one s (-1: the checkpoint) and goes through the tokens, parents first. Until the end
+// M holds the sum of log-decays after s; -infinity where s is not on the token's path.
+__device__ inline void make_M(const Mamba2Step& step, const MatmulStorage& shared) {
+  const int32_t ntotal = step.live + step.ntokens;
+  for (int32_t s = static_cast<int32_t>(threadIdx.x) - 1; s < shared.rows; s += blockDim.x) {
+    float folded = 0.0f, committed = 0.0f;  // after s up to the last folded, the last live token
+    for (int32_t t = s + 1; t < step.fold; ++t) folded += shared.da[t];
+    for (int32_t t = s + 1; t < step.live; ++t) committed += shared.da[t];
+    if (s >= 0) shared.folded[s] = shared.dt[s] * ex2_approx(folded);
+    float* column = s < 0 ? shared.E : shared.M + s;
+    const int32_t pitch = s < 0 ? 1 : shared.M_pitch;
+    for (int32_t k = 0; k < step.ntokens; ++k) {
+      const int32_t t = step.live + k, parent = parent_of(step, t);
+      float sum = -INFINITY;
+      if (s == t) {
+        sum = 0.0f;
+      } else if (s < t && parent >= step.live) {
+        sum = column[(parent - step.live) * pitch] + shared.da[t];
+      } else if (s < step.live) {
+        sum = committed + shared.da[t];
+      }
+      column[k * pitch] = sum;
+    }
+    if (s < 0) continue;
+    for (int32_t k = 0; k < shared.tokens; ++k) {
+      float* entry = shared.M + k * shared.M_pitch + s;
+      const bool on_path = k < step.ntokens && s < ntotal && *entry != -INFINITY;
+      *entry = on_path ? shared.G[k * shared.M_pitch + s] * (shared.dt[s] * ex2_approx(*entry)) : 0.0f;
+    }
+  }
+}
+
+// 2^E (S C) of eight tokens from k: the warp's part of dstate.
+template <typename T, int kState>
+__device__ __forceinline__ void add_state(const MatmulStorage& shared, const MatmulPlace& place,
+                                          const MatmulState<kState>& state, int state_pieces, int32_t k,
+                                          PieceSum* products) {
+  constexpr int kPieces = Pieces<T>::kCount;
+#pragma unroll
+  for (int n = 0; n < MatmulState<kState>::kSteps; ++n) {
+    if (n >= place.steps) break;
+    unsigned of_state[3][4], of_C[kPieces][2];
+    split_pair(state.v[n][0][0], state.v[n][0][1], 0, of_state);
+    split_pair(state.v[n][1][0], state.v[n][1][1], 1, of_state);
+    split_pair(state.v[n][0][2], state.v[n][0][3], 2, of_state);
+    split_pair(state.v[n][1][2], state.v[n][1][3], 3, of_state);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const uint2 column = load_fragment(shared.C + (i * shared.tokens + k + place.g) * shared.n_pitch + place.first_n +
+                                         16 * n + 4 * place.t);
+      of_C[i][0] = column.x, of_C[i][1] = column.y;
+    }
+    products->add(of_state, of_C, state_pieces);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const float decay = ex2_approx(shared.E[k + 2 * place.t + i % 2]);
+    products->sum[i] *= decay;
+    products->small[i] *= decay;
+  }
+}
+
+// M x of eight tokens from k.
+template <typename T>
+__device__ __forceinline__ void add_tokens(const Mamba2Step& step, const MatmulStorage& shared,
+                                           const MatmulPlace& place, int32_t k, PieceSum* products) {
+  constexpr int kPieces = Pieces<T>::kCount;
+  for (int32_t s = 0; s < step.live + step.ntokens; s += 16) {
+    unsigned of_x[kPieces][4], of_M[3][2];
+    const float* M = shared.M + (k + place.g) * shared.M_pitch + s + 2 * place.t;
+    split_pair(M[0], M[1], 0, of_M);
+    split_pair(M[8], M[9], 1, of_M);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const uint16_t* x = shared.x + (i * shared.dims + place.tile_row + place.g) * shared.s_pitch + s + 2 * place.t;
+      const uint16_t* below = x + 8 * shared.s_pitch;
+      of_x[i][0] = *reinterpret_cast<const unsigned*>(x);
+      of_x[i][1] = *reinterpret_cast<const unsigned*>(below);
+      of_x[i][2] = *reinterpret_cast<const unsigned*>(x + 8);
+      of_x[i][3] = *reinterpret_cast<const unsigned*>(below + 8);
+    }
+    products->add(of_x, of_M, kPieces);
+  }
+}
+
+template <typename T, int kState>
+__device__ __forceinline__ void fold_state(const Mamba2Step& step, const MatmulStorage& shared,
+                                           const MatmulPlace& place, MatmulState<kState>* state) {
+  float decay = 0.0f;
+  for (int32_t s = 0; s < step.fold; ++s) decay += shared.da[s];
+  decay = ex2_approx(decay);
+#pragma unroll
+  for (int n = 0; n < MatmulState<kState>::kSteps; ++n) {
+    for (int i = 0; i < 4; ++i) state->v[n][0][i] *= decay, state->v[n][1][i] *= decay;
+  }
+  for (int32_t s = 0; s < step.fold; ++s) {
+    const uint16_t* x = shared.x + (place.tile_row + place.g) * shared.s_pitch + s;
+    const float x0 = shared.folded[s] * sum_pieces<T>(x, shared.dims * shared.s_pitch);
+    const float x1 = shared.folded[s] * sum_pieces<T>(x + 8 * shared.s_pitch, shared.dims * shared.s_pitch);
+    const uint16_t* B = shared.B + s * shared.n_pitch + place.first_n + 4 * place.t;
+#pragma unroll
+    for (int n = 0; n < MatmulState<kState>::kSteps; ++n) {
+      if (n >= place.steps) break;
+      for (int i = 0; i < 4; ++i) {
+        const float value = sum_pieces<T>(B + 16 * n + i, shared.rows * shared.n_pitch);
+        state->v[n][0][i] = fmaf(x0, value, state->v[n][0][i]);
+        state->v[n][1][i] = fmaf(x1, value, state->v[n][1][i]);
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                        const MatmulStorage& shared, const MatmulPlace& place, int32_t k, float D,
+                                        const PieceSum& products) {
+  T* out = static_cast<T*>(args.out) + step.batch_idx * args.out_stride_batch + place.head * args.out_stride_head;
+  for (int i = 0; i < 2; ++i) {
+    const int32_t token = k + 2 * place.t + i;
+    if (token >= args.max_ntokens || place.dim >= args.headdim) continue;
+    T pair[kConvVector] = {};
+    for (int j = 0; j < 2 && step.valid && token < step.ntokens; ++j) {
+      const uint16_t* x = shared.x + (place.tile_row + place.g + 8 * j) * shared.s_pitch + step.live + token;
+      from_float(fmaf(D, sum_pieces<T>(x, shared.dims * shared.s_pitch), products.total(i + 2 * j)), &pair[j]);
+    }
+    store_vector(out + token * args.out_stride_token + place.dim, args.headdim - place.dim, pair);
+  }
+}
+
+}  // namespace
+
+template <typename T, int kState, bool kBulk>
+__global__ void __launch_bounds__(32 * kMostTiles * (kState > kMostWarpState ? 2 : 1))
+    mamba2_matmul_kernel(MatmulParams params) {
+  constexpr int kPieces = Pieces<T>::kCount;
+  constexpr bool kHalves = kState > kMostWarpState;
+  const llamba_mamba2_verify_args& args = params.args;
+  const int32_t warp = threadIdx.x / 32, state_bytes = args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2;
+  const int state_pieces = args.checkpoint_dtype == LLAMBA_FLOAT32   ? 3
+                           : args.checkpoint_dtype == LLAMBA_FLOAT16 ? 2
+                                                                     : 1;
+  MatmulPlace place;
+  place.head = blockIdx.y * params.heads;
+  place.first_dim = blockIdx.x % params.row_blocks * 16 * params.tiles;
+  place.tile_row = warp % params.tiles * 16;
+  place.first_n = warp / params.tiles * kMostWarpState;
+  const int32_t rest = (args.dstate - place.first_n) / 16;
+  place.steps = rest < MatmulState<kState>::kSteps ? rest : MatmulState<kState>::kSteps;
+  place.g = threadIdx.x % 32 / 4, place.t = threadIdx.x % 4;
+  place.dim = place.first_dim + place.tile_row + 2 * place.g;
+  const int32_t left = args.headdim - place.first_dim, dims = left < 16 * params.tiles ? left : 16 * params.tiles;
+  const Mamba2Step step = read_step(args, blockIdx.x / params.row_blocks, true);
+  const bool has_state = step.valid && step.position > 0;
+  const int32_t ntokens = step.valid ? step.ntokens : 0, ntotal = step.valid ? step.live + ntokens : 0;
+
+  MatmulStorage shared;
+  shared.lay_out(reinterpret_cast<char*>(&shared_storage<uint4>()), kPieces, kState, args.cursor.capacity,
+                 args.max_ntokens, params.tiles, kBulk, args.dstate, state_bytes);
+  const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
+                heads_per_C = args.nheads / args.C_heads;
+  const auto token = [](int32_t i) { return i; };
+  if (step.valid) {
+    if (kBulk && has_state && threadIdx.x < 32) {
+      if (threadIdx.x < kStages) mbarrier_init(shared.arrived + threadIdx.x, 1);
+      mbarrier_init_fence();
+      __syncwarp();
+      for (int32_t i = 0; i < kStages && i < params.heads; ++i) {
+        fetch_state(args, step, shared, place.head + i, place.first_dim, dims, state_bytes, i);
+      }
+    }
+    find_inputs(args, step, shared.inputs);
+    // Padding of the fragments: zero pieces, so that what lies there adds nothing.
+    unsigned* padding = reinterpret_cast<unsigned*>(shared.B);
+    const int32_t words = static_cast<int32_t>(reinterpret_cast<unsigned*>(shared.halves) - padding);
+    for (int32_t i = threadIdx.x; i < words; i += blockDim.x) padding[i] = 0;
+    __syncthreads();  // the ids of all raw inputs, the zeros and the bulk copies' barriers, before their first use
+
+    const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
+    conv_part<T>(args, step, shared.inputs,
+                 {B_channel + place.head / heads_per_B * args.dstate, args.dstate, 0, ntotal,
+                  place.first_dim == 0 && place.head % heads_per_B == 0},
+                 token, [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
+                   keep_row<kPieces>(shared.B, shared.rows, shared.n_pitch, visit, c, y);
+                 });
+    conv_part<T>(args, step, shared.inputs,
+                 {C_channel + place.head / heads_per_C * args.dstate, args.dstate, step.live, ntokens,
+                  place.first_dim == 0 && place.head % heads_per_C == 0},
+                 token, [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
+                   keep_row<kPieces>(shared.C, shared.tokens, shared.n_pitch, visit - step.live, c, y);
+                 });
+    __syncthreads();  // B and C, before G
+    make_G<T>(args, step, shared, place);
+  }
+
+  for (int32_t i = 0; i < params.heads; ++i, ++place.head) {
+    MatmulState<kState> state = {};
+    if (has_state) {
+      if constexpr (kBulk) {
+        const int32_t stage = i % kStages;
+        mbarrier_wait(shared.arrived + stage, i / kStages % 2);
+        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S,
+                            load_staged_state<S>(shared.stages + stage * shared.dims * shared.stage_pitch,
+                                                 shared.stage_pitch, place, &state));
+      } else {
+        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
+      }
+    }
+    if (step.valid) {
+      const float A = load_global(args.A + place.head);
+      for (int32_t j = threadIdx.x; j < shared.rows; j += blockDim.x) {
+        const float dt =
+            j < ntotal ? step_size<T>(args, step, shared.inputs, j, place.head, place.first_dim == 0) : 0.0f;
+        shared.dt[j] = dt;
+        shared.da[j] = dt * A * kLog2e;
+      }
+      conv_part<T>(
+          args, step, shared.inputs,
+          {place.head / heads_per_x * args.headdim + place.first_dim, dims, 0, ntotal, place.head % heads_per_x == 0},
+          token,
+          [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) { keep_columns<kPieces>(shared, visit, c, y); });
+      __syncthreads();  // dt, G and x, before M and y; all warps have their state, before its stage is filled again
+      if (kBulk && has_state && i + kStages < params.heads && threadIdx.x < 32) {
+        fetch_state(args, step, shared, place.head + kStages, place.first_dim, dims, state_bytes, i % kStages);
+      }
+      make_M(step, shared);
+      __syncthreads();  // M, E and folded of all tokens
+    }
+    const float D = args.D != nullptr ? load_global(args.D + place.head) : 0.0f;
+    for (int32_t k = 0; k < args.max_ntokens; k += 8) {
+      PieceSum products;
+      if (has_state && k < ntokens) add_state<T>(shared, place, state, state_pieces, k, &products);
+      if (kHalves) {  // the upper half's warp hands its sums to the lower half's
+        float* sums = shared.halves + (place.tile_row / 16 * 32 + threadIdx.x % 32) * 4;
+        if (place.first_n > 0) {
+          for (int j = 0; j < 4; ++j) sums[j] = products.total(j);
+        }
+        __syncthreads();  // the sums are there
+        if (place.first_n == 0) {
+          for (int j = 0; j < 4; ++j) products.sum[j] += sums[j];
+        }
+        __syncthreads();  // they are read, before those of the next tokens
+      }
+      if (place.first_n > 0) continue;
+      if (k < ntokens) add_tokens<T>(step, shared, place, k, &products);
+      store_y<T>(args, step, shared, place, k, D, products);
+    }
+    if (step.valid && step.fold > 0) {
+      fold_state<T>(step, shared, place, &state);
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, store_state<S>(args, step.slot, place, state));
+    }
+    if (i + 1 < params.heads) __syncthreads();  // x, dt and M are read, before the next head's
+  }
+}
+
+}  // namespace llamba

@@ -1,0 +1,140 @@
+// Calls every llamba_<op>_cuda once per kernel that it can launch, at one shape, under the runtime of cuda_runtime.cpp.
+// A kernel that no call launches fails the gates of tests/cuda_gates.py.
+#include "cuda_launches.h"
+
+#include <initializer_list>
+
+namespace {
+
+void call_cursor() {
+  constexpr llamba_session kSession = {.fold_every = kFoldEvery, .max_rollback = 0, .max_window = kWindow};
+  call(llamba_cursor_reset_cuda,
+       {.cursor = kCursor, .slots = kMemory, .prompt = kMemory, .batch = kBatch, .session = kSession});
+  call(llamba_cursor_begin_cuda,
+       {.cursor = kCursor, .slots = kMemory, .ntokens = kMemory, .batch = kBatch, .session = kSession});
+  call(llamba_cursor_commit_cuda, {.cursor = kCursor, .slots = kMemory, .accepted = kMemory, .batch = kBatch});
+  call(llamba_cursor_rollback_cuda,
+       {.cursor = kCursor, .slots = kMemory, .n = kMemory, .batch = kBatch, .session = kSession});
+}
+
+void call_slot_copy() {
+  const llamba_slot_buffer checkpoint = {.data = kMemory,
+                                         .element_size = 4,
+                                         .ndim = 2,
+                                         .sizes = {kBatch, kInner * kDstate},
+                                         .strides = {kInner * kDstate, 1},
+                                         .token_dim = -1};
+  call(llamba_slot_copy_cuda, {.cursor = kCursor,
+                               .buffer_size = sizeof(checkpoint),
+                               .buffers = &checkpoint,
+                               .nbuffers = 1,
+                               .src = kMemory,
+                               .dst = kMemory,
+                               .batch = kBatch / 2});
+}
+
+void call_rowwise(llamba_dtype dtype) {
+  constexpr int kRow = kInner, kStep = kWindow * kInner;
+  call(llamba_gated_rms_norm_cuda, {.dtype = dtype,
+                                    .batch = kBatch,
+                                    .ntokens = kWindow,
+                                    .width = kInner,
+                                    .group_size = kInner,
+                                    .eps = 1e-5f,
+                                    .x = kMemory,
+                                    .x_stride_batch = kStep,
+                                    .x_stride_token = kRow,
+                                    .z = kMemory,
+                                    .z_stride_batch = kStep,
+                                    .z_stride_token = kRow,
+                                    .weight = kMemory,
+                                    .out = kMemory,
+                                    .out_stride_batch = kStep,
+                                    .out_stride_token = kRow});
+  call(llamba_rms_norm_cuda, {.dtype = dtype,
+                              .batch = kBatch,
+                              .ntokens = kWindow,
+                              .nheads = 1,
+                              .width = kInner,
+                              .eps = 1e-5f,
+                              .x = kMemory,
+                              .x_stride_batch = kStep,
+                              .x_stride_token = kRow,
+                              .x_stride_head = kRow,
+                              .weight = kMemory,
+                              .residual = kMemory,
+                              .residual_stride_batch = kStep,
+                              .residual_stride_token = kRow,
+                              .residual_stride_head = kRow,
+                              .out = kMemory,
+                              .out_stride_batch = kStep,
+                              .out_stride_token = kRow,
+                              .out_stride_head = kRow});
+  call(llamba_rope_cuda, {.dtype = dtype,
+                          .batch = kBatch,
+                          .ntokens = kWindow,
+                          .nheads = kHeads,
+                          .head_dim = kHeaddim,
+                          .rotary_dim = kHeaddim,
+                          .npositions = 4096,
+                          .interleaved = 0,
+                          .x = kMemory,
+                          .x_stride_batch = kStep,
+                          .x_stride_token = kRow,
+                          .x_stride_head = kHeaddim,
+                          .cos = kMemory,
+                          .cos_stride_position = kHeaddim / 2,
+                          .sin = kMemory,
+                          .sin_stride_position = kHeaddim / 2,
+                          .positions = kMemory,
+                          .positions_stride_batch = kWindow,
+                          .out = kMemory,
+                          .out_stride_batch = kStep,
+                          .out_stride_token = kRow,
+                          .out_stride_head = kHeaddim});
+  call(llamba_silu_mul_cuda, {.dtype = dtype,
+                              .batch = kBatch,
+                              .ntokens = kWindow,
+                              .width = kInner,
+                              .gate = kMemory,
+                              .gate_stride_batch = kStep,
+                              .gate_stride_token = kRow,
+                              .up = kMemory,
+                              .up_stride_batch = kStep,
+                              .up_stride_token = kRow,
+                              .out = kMemory,
+                              .out_stride_batch = kStep,
+                              .out_stride_token = kRow});
+  call(llamba_speculative_accept_cuda, {.dtype = dtype,
+                                        .batch = kBatch,
+                                        .max_window = kWindow,
+                                        .vocab = kVocab,
+                                        .temperature = 1,
+                                        .logits = kMemory,
+                                        .logits_stride_batch = kWindow * kVocab,
+                                        .logits_stride_token = kVocab,
+                                        .drafts = kMemory,
+                                        .drafts_stride_batch = kWindow - 1,
+                                        .ntokens = kMemory,
+                                        .draft_probs = kMemory,
+                                        .draft_probs_stride_batch = (kWindow - 1) * kVocab,
+                                        .draft_probs_stride_token = kVocab,
+                                        .uniforms = kMemory,
+                                        .uniforms_stride_batch = kWindow,
+                                        .accepted = kMemory,
+                                        .next_token = kMemory});
+}
+
+}  // namespace
+
+int main() {
+  std::printf("batch %d, window %d, %d heads of %d, dstate %d, one group, width %d, fold_every %d, vocab %d\n", kBatch,
+              kWindow, kHeads, kHeaddim, kDstate, kWidth, kFoldEvery, kVocab);
+  call_cursor();
+  call_slot_copy();
+  for (llamba_dtype dtype : {LLAMBA_FLOAT32, LLAMBA_BFLOAT16, LLAMBA_FLOAT16}) {
+    call_rowwise(dtype);
+    call_mamba2(dtype, LLAMBA_FLOAT32);
+    if (dtype != LLAMBA_FLOAT32) call_mamba2(dtype, dtype);
+  }
+}
