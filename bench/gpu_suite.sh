@@ -10,9 +10,10 @@
 set -uo pipefail
 
 python=${PYTHON:-python3}
-tests="-m pytest -q -p no:cacheprovider tests --device cuda"
-sanitized="-m pytest -q -p no:cacheprovider tests/test_mamba2_verify.py --device cuda -k chain -x"
-bench="-m pytest -q -p no:cacheprovider bench/bench_mamba2_verify_gpu.py --benchmark --resume"
+pytest="-m pytest -q -p no:cacheprovider"
+tests="$pytest tests/test_cursor.py tests/test_mamba2_*.py tests/test_gpu_bench.py tests/test_snapshot_triton.py --device cuda"
+sanitized="$pytest tests/test_mamba2_verify.py tests/test_mamba2_matmul.py --device cuda -k chain"
+bench="$pytest bench/bench_mamba2_verify_gpu.py --benchmark --resume"
 
 if [ $# -lt 1 ]; then
     echo "usage: bench/gpu_suite.sh OUTDIR [COMMIT]" >&2

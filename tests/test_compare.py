@@ -15,6 +15,9 @@ from gpu_cases import HEADLINE, NO_LIVE, STEADY, Case
 from gpu_targets import TARGETS, verdicts
 from traffic import Shape
 
+pytestmark = pytest.mark.cpu_only
+
+
 BENCH = Path(__file__).parents[1] / "bench"
 CASE = Case(HEADLINE[0], 64, 4, "bfloat16", "float32")
 OTHER = Case(Shape(16, 64, 128, 1), 2, 4, "bfloat16", "bfloat16")

@@ -111,6 +111,17 @@ def test_our_rows_on_the_cpu(cpu, batch, ntokens, dtypes):
         assert rows[0]["nbytes"] > rows[1]["nbytes"]
 
 
+@pytest.mark.device_only
+@pytest.mark.parametrize("algorithm", ["recurrent", "matmul"])
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("shape, batch, ntokens", [(Shape(2, 64, 128, 1), 1, 8), (Shape(2, 80, 128, 2), 20, 4)])
+def test_the_kernels_pass_the_check_before_the_clock(shape, batch, ntokens, dtypes, algorithm):
+    ours = gpu_ours.Ours(Case(shape, batch, ntokens, *dtypes), "cpu", algorithm)
+    ours.options["algorithm"] = algorithm
+    for mix in (STEADY, NO_LIVE):
+        ours.prepare(mix).check()
+
+
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_every_sequence_goes_through_the_whole_cycle_and_neighbours_are_apart(batch):
     prepared = gpu_ours.Ours(replace(TINY, batch=batch), "cpu", "recurrent", fold_every=8).prepare(STEADY)

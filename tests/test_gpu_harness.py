@@ -13,6 +13,9 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import gpu_harness
 from gpu_harness import LAUNCHES, copies_for, machine, rotation, times_us
 
+pytestmark = pytest.mark.cpu_only
+
+
 MIB, GIB = 1 << 20, 1 << 30
 
 

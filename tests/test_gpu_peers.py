@@ -24,6 +24,9 @@ from gpu_harness import machine
 from gpu_step import ssm_reference
 from traffic import Shape
 
+pytestmark = pytest.mark.cpu_only
+
+
 CASE = Case(Shape(4, 16, 32, 2), 7, 4, "bfloat16", "float32")
 
 
