@@ -42,7 +42,12 @@ def operator(wrapper):
     _IMPLEMENTATIONS.impl(op.name(), _refuse_negative_views(op), "Negative")
     parameters = inspect.signature(wrapper).parameters
     names = list(parameters)
-    schema = [argument for argument in op._schema.arguments if argument.name in parameters]
+    # A parameter whose default is a string names one of the schema's ints; its wrapper checks it.
+    schema = [
+        argument
+        for argument in op._schema.arguments
+        if argument.name in parameters and not isinstance(parameters[argument.name].default, str)
+    ]
     numbers, bools = (
         [(names.index(arg.name), arg.name) for arg in schema if str(arg.type) in types]
         for types in (("int", "float"), ("bool",))

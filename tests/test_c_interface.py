@@ -40,6 +40,7 @@ TYPES = {
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
     "llamba_dtype": ctypes.c_int,
+    "llamba_algorithm": ctypes.c_int,
     "float": ctypes.c_float,
     "double": ctypes.c_double,
 }

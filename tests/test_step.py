@@ -59,6 +59,7 @@ def decode(step, slot, tokens, window):
     return torch.cat(logits)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("failing", range(len(LAYERS)))
 def test_a_step_that_fails_after_any_layer(model, failing, error, monkeypatch):
@@ -188,6 +189,7 @@ def test_an_import_that_fails_in_a_layer_leaves_the_slot_fresh(model):
         assert_bitwise(decode(step, 1, tokens, 3), expected)
 
 
+@pytest.mark.cpu_only
 def test_an_import_that_is_refused_at_once_changes_nothing(model):
     step = make_step(model, 2)
     step.cache.prefill(model, 1, torch.randint(VOCAB, (9,)))

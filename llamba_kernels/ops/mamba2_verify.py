@@ -82,11 +82,11 @@ def mamba2_verify(
     Source: csrc/mamba2_verify; recurrence of Mamba-2 (arXiv 2405.21060), lazy state of arXiv 2408.15237, Algorithm 2.
     Reference: python_ref/mamba2_verify.py.
     """
+    if algorithm not in ("auto", *ALGORITHMS):
+        raise ValueError(f"mamba2_verify: algorithm must be auto, recurrent or matmul; got {algorithm!r}")
     if algorithm == "auto":
-        sizes = rows.shape[1:2] + conv_weight.shape[1:2]  # what is no tensor of the right rank is refused below
+        sizes = rows.shape[1:2] + conv_weight.shape[1:2]  # a tensor of another rank is refused below
         algorithm = choose_algorithm(xBC.device.type, *sizes, fold_every) if len(sizes) == 2 else "recurrent"
-    elif algorithm not in ALGORITHMS:
-        raise ValueError(f"mamba2_verify: algorithm must be auto, recurrent or matmul; got {algorithm}")
     if out is None:
         out = torch.empty((*xBC.shape[:2], *checkpoint.shape[1:3]), dtype=xBC.dtype, device=xBC.device)
     call(
