@@ -6,7 +6,7 @@
 //          raw input ids | trees: the visiting order; the committed state, 32 floats of each thread
 // Flow     1 state -> registers, under way during 2-4  2 cursor  3 per chunk of kPlaces tokens: input ids  4 barrier
 //          5 dt, conv -> shared  6 barrier  7 visit the tokens; fold: store the state  8 barrier  9 y -> out
-// Barriers 3 per chunk (4, 6, 8), 1 more in a tree's; none in the loop over tokens
+// Barriers 3 per chunk (4, 6, 8), 2 more in a tree's (3); none in the loop over tokens
 // Numerics fp32 state and sums; mul, then fmaf, per element; a row's sum over n is one tree fixed by kState. A token's bits
 //          depend on its path alone: neither on the chunk, the block size, the window, the batch nor the fold
 // Requires dstate <= kState, kRows | threads, B, C, x heads divide nheads    (checked in mamba2_check.h, the launchers)
@@ -308,8 +308,9 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
         chunk.emitted = live_places < 32 ? ((1u << chunk.nplaces) - 1) >> live_places << live_places : 0;
       } else {
         if (emitted == 0) keep_committed(state, shared);  // a thread reads only what it wrote
+        __syncthreads();  // (3) the last chunk's list has been read, also by those that store its outputs
         if (threadIdx.x == 0) fill_chunk(step, kPlaces, shared.tree);
-        __syncthreads();  // the chunk's list is written before it is read; the last one's was read before (8)
+        __syncthreads();  // (3) the chunk's list is written before it is read
         chunk.nplaces = shared.tree.nplaces;
         chunk.nvisits = shared.tree.nvisits;
         chunk.emitted = shared.tree.emitted;
@@ -322,7 +323,7 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
       run_conv<T>(args, step, place, chunk, shared);
       __syncthreads();  // (6) conv outputs, dt and decay are written before they are read
       visit_tokens(args, step, place, chunk, state, shared);
-      __syncthreads();  // (8) sums are written before they are read; the chunk's list is read before the next is made
+      __syncthreads();  // (8) sums are written before they are read
       store_outputs<T>(args, step, place, chunk, token_of, shared);
     }
   }
