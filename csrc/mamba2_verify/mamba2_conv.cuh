@@ -7,7 +7,10 @@
 namespace llamba {
 namespace {
 
-constexpr int32_t kPiece = 4;
+// Every block of a head works out B and C anew: longer pieces ask for fewer raw inputs twice, shorter ones for less
+// registers.
+template <typename T>
+constexpr int32_t kPiece = sizeof(T) == 2 ? 8 : 4;
 
 struct ConvOutput {
   ConvPart part;   // of its visits: places
@@ -49,8 +52,9 @@ __device__ __forceinline__ void conv_output(const float (&taps)[kMostWidth][kCon
   memcpy(output, y, sizeof(y));
 }
 
+template <typename T>
 __device__ __forceinline__ int32_t conv_items(const ConvPart& part) {
-  return (part.nchannels + kConvVector - 1) / kConvVector * ((part.count + kPiece - 1) / kPiece);
+  return (part.nchannels + kConvVector - 1) / kConvVector * ((part.count + kPiece<T> - 1) / kPiece<T>);
 }
 
 // inputs [places, kMostWidth]; rows [places]: where a new token's raw inputs go, -1: nowhere.
@@ -62,8 +66,8 @@ __device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args,
   const ConvPart& part = output.part;
   const int32_t width = args.cursor.width, vectors = (part.nchannels + kConvVector - 1) / kConvVector;
   const int32_t c = item % vectors * kConvVector, channel = part.channel + c, rest = part.nchannels - c;
-  const int32_t begin = part.first + item / vectors * kPiece, left = part.first + part.count - begin;
-  const int32_t count = left < kPiece ? left : kPiece;
+  const int32_t begin = part.first + item / vectors * kPiece<T>, left = part.first + part.count - begin;
+  const int32_t count = left < kPiece<T> ? left : kPiece<T>;
   const int32_t *ids = inputs + begin * kMostWidth, *kept_rows = rows + begin;
   float* outputs = output.outputs + begin * output.stride + c;
   T* kept = static_cast<T*>(args.rows) + step.slot * args.rows_stride_slot + channel;
@@ -78,16 +82,16 @@ __device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args,
   if (args.conv_bias != nullptr) load_vector(static_cast<const T*>(args.conv_bias) + channel, rest, bias);
   load_taps<T>(args, channel, rest, taps);
   if (in_line) {  // every raw input is asked for before the first is used
-    Bits raw[kMostWidth - 1 + kPiece];
+    Bits raw[kMostWidth - 1 + kPiece<T>];
 #pragma unroll
-    for (int32_t i = 0; i < kMostWidth - 1 + kPiece; ++i) {
+    for (int32_t i = 0; i < kMostWidth - 1 + kPiece<T>; ++i) {
       const int32_t from = i - (kMostWidth - width), ahead = i - (kMostWidth - 1);
       const int32_t id = ahead >= count || from < 0 ? kNoInput : ids[ahead < 0 ? from : ahead * kMostWidth + width - 1];
       raw[i] = Bits{};
       if (id != kNoInput) raw[i] = load_global(reinterpret_cast<const Bits*>(sources.at(id)));
     }
 #pragma unroll
-    for (int32_t i = 0; i < kMostWidth - 1 + kPiece; ++i) {
+    for (int32_t i = 0; i < kMostWidth - 1 + kPiece<T>; ++i) {
       T v[kConvVector];
       memcpy(v, &raw[i], sizeof(v));
       const int32_t ahead = i - (kMostWidth - 1);

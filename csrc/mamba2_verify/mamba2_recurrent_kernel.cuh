@@ -166,7 +166,7 @@ __device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, 
   const ConvPart B{channels.B, args.dstate, 0, chunk.nplaces, channels.keeps_B};
   const ConvPart C{channels.C, args.dstate, live_places, with_C, channels.keeps_C};
   const ConvPart x{channels.x, place.ndims, 0, chunk.nplaces, channels.keeps_x};
-  const int32_t begin_C = conv_items(B), begin_x = begin_C + conv_items(C), end = begin_x + conv_items(x);
+  const int32_t begin_C = conv_items<T>(B), begin_x = begin_C + conv_items<T>(C), end = begin_x + conv_items<T>(x);
 #pragma unroll 1
   for (int32_t item = threadIdx.x; item < end; item += blockDim.x) {
     ConvOutput output{B, shared.B[0], kState};
