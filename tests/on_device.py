@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,48 @@ def simt_library():
     if not hasattr(library, "llamba_simt_enabled"):
         raise RuntimeError(f"--device simt: the package must be a LLAMBA_SIMT=1 build; got {path}")
     return library
+
+
+@contextmanager
+def cpu_kernels():
+    """Meanwhile operators run their CPU kernels, whatever --device says."""
+    modules = {importlib.import_module(getattr(ops, name).__module__) for name in ops.__all__}
+    before = {module: module.call for module in modules if hasattr(module, "call")}
+    enabled = None
+    if torch.cuda.is_available():
+        for module in before:
+            module.call = _load.call
+    else:
+        enabled = ctypes.c_int.in_dll(simt_library(), "llamba_simt_enabled")
+        enabled.value = 0
+    try:
+        yield
+    finally:
+        for module, call in before.items():
+            module.call = call
+        if enabled is not None:
+            enabled.value = 1
+
+
+@contextmanager
+def multiprocessors(count):
+    """Launchers choose their grids for a GPU of so many multiprocessors meanwhile; executor only."""
+    value = ctypes.c_int.in_dll(simt_library(), "llamba_simt_multiprocessors")
+    before, value.value = value.value, count
+    try:
+        yield
+    finally:
+        value.value = before
+
+
+def count_sectors(function):
+    """What function returns, and what its launches ask of global memory in sectors of 32 bytes: distinct ones loaded,
+    distinct ones stored, all requests; executor only."""
+    library, counts = simt_library(), (ctypes.c_uint64 * 3)()
+    library.llamba_simt_traffic(1, None)
+    result = function()
+    library.llamba_simt_traffic(0, counts)
+    return result, tuple(counts)
 
 
 def run_operators_on_cuda():

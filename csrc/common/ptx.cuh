@@ -162,6 +162,12 @@ __device__ __forceinline__ unsigned upper_halves(float low, float high) {
   return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
 }
 
+// x, of which the compiler knows no more: what is computed from it is computed again, not kept in registers meanwhile.
+__device__ __forceinline__ int32_t opaque(int32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- programmatic dependent launch: a kernel that starts before its predecessor has ended ----
 
 #if __CUDA_ARCH__ >= 900

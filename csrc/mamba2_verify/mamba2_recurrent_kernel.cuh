@@ -6,15 +6,15 @@
 //          raw input ids | trees: the visiting order; the committed state, 32 floats of each thread
 // Flow     1 state -> registers, under way during 2-4  2 cursor  3 per chunk of kPlaces tokens: input ids  4 barrier
 //          5 dt, conv -> shared  6 barrier  7 visit the tokens; fold: store the state  8 barrier  9 y -> out
-// Barriers 3 per chunk (4, 6, 8), 1 more in a tree's; none in the loop over tokens
+// Barriers 3 per chunk (4, 6, 8), 2 more in a tree's (3); none in the loop over tokens
 // Numerics fp32 state and sums; mul, then fmaf, per element; a row's sum over n is one tree fixed by kState. A token's bits
 //          depend on its path alone: neither on the chunk, the block size, the window, the batch nor the fold
 // Requires dstate <= kState, kRows | threads, B, C, x heads divide nheads    (checked in mamba2_check.h, the launchers)
 #pragma once
 
+#include "mamba2_verify/mamba2_conv.cuh"
 #include "mamba2_verify/mamba2_cuda.h"
 #include "mamba2_verify/mamba2_state.cuh"
-#include "mamba2_verify/mamba2_tokens.cuh"
 #include "mamba2_verify/mamba2_visits.cuh"
 
 namespace llamba {
@@ -40,7 +40,7 @@ struct RecurrentStorage {
   float y[kPlaces][kBlockRows];
   float dt[kPlaces], decay[kPlaces];
   int32_t round[kPlaces];
-  int32_t inputs[kPlaces * kMostWidth];
+  int32_t inputs[kPlaces * kMostWidth], rows[kPlaces];  // ids of the raw inputs; where they go, -1: nowhere
   TreeVisits tree;
   alignas(16) uint4 committed[kRows * kColumns / 4][kMostTreeThreads];  // last: allocated for trees only
 };
@@ -103,17 +103,52 @@ __device__ __forceinline__ BlockChannels block_channels(const llamba_mamba2_veri
   return channels;
 }
 
-// dt, decay and whether the state is rounded after it, of each token of the chunk: by the last threads of the block,
-// whose part of the conv is the smallest.
+// What a thread has asked for of one token's step size, while the chunk's input ids are being found.
+template <typename T>
+struct RawStep {
+  T dt;
+  float bias, A;
+};
+
+// Where the chunk's tokens have their raw inputs and, by the last threads of the block, their raw dt: it is a load that
+// nobody waits for yet. keep: store the dt of new tokens as their rows.
 template <typename T, int kState, typename TokenOf>
-__device__ inline void prepare_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step, int32_t head,
-                                      bool keep, const Chunk& chunk, TokenOf token_of,
-                                      RecurrentStorage<kState>& shared) {
+__device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                                  int32_t head, bool keep, const Chunk& chunk, TokenOf token_of,
+                                                  RecurrentStorage<kState>& shared) {
+  const int32_t width = args.cursor.width;
+  for (int32_t i = threadIdx.x; i < chunk.nplaces * width; i += blockDim.x) {
+    const int32_t p = i / width, tap = i % width;
+    shared.inputs[p * kMostWidth + tap] = find_input(args, step, token_of(p), width - 1 - tap);
+  }
+  const int32_t p = blockDim.x - 1 - threadIdx.x;
+  RawStep<T> raw{};
+  if (p >= chunk.nplaces) return raw;
+  const int32_t i = token_of(p) - step.live, row = new_row(args, step, i);  // of a live token: its own
+  T* kept = static_cast<T*>(args.dt_rows) + step.slot * args.dt_rows_stride_slot + row * args.dt_rows_stride_row + head;
+  if (i >= 0) {
+    raw.dt = load_global(static_cast<const T*>(args.dt) + step.batch_idx * args.dt_stride_batch +
+                         i * args.dt_stride_token + head);
+    if (keep && row >= 0) store_global(kept, raw.dt);
+  } else if (row >= 0) {
+    raw.dt = load_global(static_cast<const T*>(kept));
+  }
+  if (args.dt_bias != nullptr) raw.bias = load_global(args.dt_bias + head);
+  raw.A = load_global(args.A + head);
+  shared.rows[p] = i >= 0 ? row : -1;
+  return raw;
+}
+
+// dt, decay and whether the state is rounded after it, of each token of the chunk.
+template <typename T, int kState, typename TokenOf>
+__device__ __forceinline__ void prepare_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                               const RawStep<T>& raw, const Chunk& chunk, TokenOf token_of,
+                                               RecurrentStorage<kState>& shared) {
   const int32_t p = blockDim.x - 1 - threadIdx.x;
   if (p >= chunk.nplaces) return;
-  const float dt = step_size<T>(args, step, shared.inputs, p, head, keep);
+  const float dt = softplus(to_float(raw.dt) + raw.bias);
   shared.dt[p] = dt;
-  shared.decay[p] = expf(dt * load_global(args.A + head));
+  shared.decay[p] = expf(dt * raw.A);
   shared.round[p] = 0;
   if (args.checkpoint_dtype == LLAMBA_FLOAT32) return;
   int32_t t = token_of(p), ahead = 0;  // tokens between the live ones and this one, itself included
@@ -126,18 +161,25 @@ __device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, 
                                          const StatePlace& place, const Chunk& chunk,
                                          RecurrentStorage<kState>& shared) {
   const BlockChannels channels = block_channels(args, place);
-  const auto place_itself = [](int32_t p) { return p; };  // the ids of the inputs lie by place
-  const auto keep_two = [](float* to, const float (&y)[kConvVector]) { memcpy(to, y, sizeof(y)); };
-  conv_part<T>(args, step, shared.inputs, {channels.B, args.dstate, 0, chunk.nplaces, channels.keeps_B}, place_itself,
-               [&](int32_t p, int32_t n, const float (&y)[kConvVector]) { keep_two(&shared.B[p][n], y); });
   const int32_t live_places = chunk.tree || chunk.first >= step.live ? 0 : step.live - chunk.first;
-  if (live_places < chunk.nplaces) {  // a live token has no output
-    conv_part<T>(args, step, shared.inputs,
-                 {channels.C, args.dstate, live_places, chunk.nplaces - live_places, channels.keeps_C}, place_itself,
-                 [&](int32_t p, int32_t n, const float (&y)[kConvVector]) { keep_two(&shared.C[p][n], y); });
+  const int32_t with_C = chunk.nplaces > live_places ? chunk.nplaces - live_places : 0;  // a live token has no output
+  const ConvPart B{channels.B, args.dstate, 0, chunk.nplaces, channels.keeps_B};
+  const ConvPart C{channels.C, args.dstate, live_places, with_C, channels.keeps_C};
+  const ConvPart x{channels.x, place.ndims, 0, chunk.nplaces, channels.keeps_x};
+  const int32_t begin_C = conv_items<T>(B), begin_x = begin_C + conv_items<T>(C), end = begin_x + conv_items<T>(x);
+#pragma unroll 1
+  for (int32_t item = threadIdx.x; item < end; item += blockDim.x) {
+    ConvOutput output{B, shared.B[0], kState};
+    int32_t begin = 0;
+    if (item >= begin_x) {
+      output = {x, shared.x[0], RecurrentStorage<kState>::kBlockRows};
+      begin = begin_x;
+    } else if (item >= begin_C) {
+      output = {C, shared.C[0], kState};
+      begin = begin_C;
+    }
+    conv_item<T>(args, step, shared.inputs, shared.rows, output, item - begin);
   }
-  conv_part<T>(args, step, shared.inputs, {channels.x, place.ndims, 0, chunk.nplaces, channels.keeps_x}, place_itself,
-               [&](int32_t p, int32_t row, const float (&y)[kConvVector]) { keep_two(&shared.x[p][row], y); });
 }
 
 // What no conv output is ever written to: dstate up to kState.
@@ -160,27 +202,40 @@ __device__ __forceinline__ void restart(State& state, const RecurrentStorage<kSt
   for (int32_t i = 0; i < kRows * 2; ++i) memcpy(&state[i / 2][i % 2 * 4], &shared.committed[i][threadIdx.x], 16);
 }
 
+__device__ __forceinline__ StateRows checkpoint_rows(const llamba_mamba2_verify_args& args, int32_t slot,
+                                                     const StatePlace& place) {
+  const int64_t offset = slot * args.checkpoint_stride_slot + place.head * args.checkpoint_stride_head +
+                         place.dim * args.checkpoint_stride_dim;
+  return state_rows(args.checkpoint, args.checkpoint_dtype, offset, args.checkpoint_stride_dim);
+}
+
 // Takes the state through a chunk's tokens; sums of those that give an output go to shared.y.
 template <int kState>
 __device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                             const StatePlace& place, const Chunk& chunk, const StateRows& checkpoint,
-                                             State& state, RecurrentStorage<kState>& shared) {
+                                             const StatePlace& place, const Chunk& chunk, State& state,
+                                             RecurrentStorage<kState>& shared) {
   constexpr int kLanes = RecurrentStorage<kState>::kLanes;
-  for (int32_t v = 0; v < chunk.nvisits; ++v) {
-    int32_t p = v;
-    bool emit = (chunk.emitted >> v & 1) != 0;
-    if (chunk.tree) {
-      const int32_t visit = shared.tree.visits[v];
-      p = visit & kPlace;
-      emit = (visit & kEmit) != 0;
-      if ((visit & kRestart) != 0) restart(state, shared);
-    }
-    advance<kLanes>(state, shared.decay[p], shared.dt[p], &shared.x[p][place.row], shared.B[p], place.lane);
-    if (shared.round[p] != 0) round_state(args.checkpoint_dtype, state);
-    if (!chunk.tree && chunk.first + v + 1 == step.fold) store_state<kLanes>(checkpoint, place, args.dstate, state);
-    if (emit) {
+  const int32_t folded = chunk.tree ? 0 : step.fold - chunk.first;  // visits of the chunk that the fold ends after
+  for (int32_t v = 0; v < chunk.nvisits;) {
+    const int32_t stop = v < folded && folded < chunk.nvisits ? folded : chunk.nvisits;
+#pragma unroll 1
+    for (; v < stop; ++v) {
+      int32_t p = v;
+      bool emit = (chunk.emitted >> v & 1) != 0;
+      if (chunk.tree) {
+        const int32_t visit = shared.tree.visits[v];
+        p = visit & kPlace;
+        emit = (visit & kEmit) != 0;
+        if ((visit & kRestart) != 0) restart(state, shared);
+      }
+      advance<kLanes>(state, shared.decay[p], shared.dt[p], &shared.x[p][place.row], shared.B[p], place.lane);
+      if (shared.round[p] != 0) round_state(args.checkpoint_dtype, state);
+      if (!emit) continue;
       const float sum = multiply<kLanes>(state, shared.C[p], place.lane);
       if (place.lane % (kLanes / 4) == 0) shared.y[p][place.row + row_of_sum<kLanes>(place.lane)] = sum;
+    }
+    if (stop == folded) {
+      store_state<kLanes>(checkpoint_rows(args, opaque(step.slot), place), place, args.dstate, state);
     }
   }
 }
@@ -223,13 +278,8 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
   // Asked for before anything else is known of the slot: the checkpoint of a fresh or broken one is then not used.
   const int32_t slot = load_global(args.slots + batch_idx);
   const bool in_pool = slot >= 0 && slot < args.cursor.nslots;
-  const StateRows checkpoint =
-      state_rows(args.checkpoint, args.checkpoint_dtype,
-                 (in_pool ? slot : 0) * args.checkpoint_stride_slot + place.head * args.checkpoint_stride_head +
-                     place.dim * args.checkpoint_stride_dim,
-                 args.checkpoint_stride_dim);
   uint4 bits[kRows][2];
-  if (in_pool) load_state<kLanes>(checkpoint, place, args.dstate, bits);
+  if (in_pool) load_state<kLanes>(checkpoint_rows(args, slot, place), place, args.dstate, bits);
   const bool materialize = params.output.state != nullptr;
   const Mamba2Step step = read_step(args, batch_idx, !materialize);
   zero_padding(args.dstate, shared);
@@ -258,24 +308,22 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
         chunk.emitted = live_places < 32 ? ((1u << chunk.nplaces) - 1) >> live_places << live_places : 0;
       } else {
         if (emitted == 0) keep_committed(state, shared);  // a thread reads only what it wrote
+        __syncthreads();  // (3) the last chunk's list has been read, also by those that store its outputs
         if (threadIdx.x == 0) fill_chunk(step, kPlaces, shared.tree);
-        __syncthreads();  // the chunk's list is written before it is read; the last one's was read before (8)
+        __syncthreads();  // (3) the chunk's list is written before it is read
         chunk.nplaces = shared.tree.nplaces;
         chunk.nvisits = shared.tree.nvisits;
         chunk.emitted = shared.tree.emitted;
         for (uint32_t rest = chunk.emitted; rest != 0; rest &= rest - 1) ++emitted;
       }
       const auto token_of = [&](int32_t p) { return chunk.tree ? step.live + shared.tree.token[p] : chunk.first + p; };
-      for (int32_t i = threadIdx.x; i < chunk.nplaces * args.cursor.width; i += blockDim.x) {
-        const int32_t p = i / args.cursor.width, tap = i % args.cursor.width;
-        shared.inputs[p * kMostWidth + tap] = find_input(args, step, token_of(p), args.cursor.width - 1 - tap);
-      }
+      const RawStep<T> raw = find_tokens<T>(args, step, place.head, row_block == 0, chunk, token_of, shared);
       __syncthreads();  // (4) input ids are written before they are read; outputs were read before x is overwritten
-      prepare_tokens<T>(args, step, place.head, row_block == 0, chunk, token_of, shared);
+      prepare_tokens(args, step, raw, chunk, token_of, shared);
       run_conv<T>(args, step, place, chunk, shared);
       __syncthreads();  // (6) conv outputs, dt and decay are written before they are read
-      visit_tokens(args, step, place, chunk, checkpoint, state, shared);
-      __syncthreads();  // (8) sums are written before they are read; the chunk's list is read before the next is made
+      visit_tokens(args, step, place, chunk, state, shared);
+      __syncthreads();  // (8) sums are written before they are read
       store_outputs<T>(args, step, place, chunk, token_of, shared);
     }
   }

@@ -9,14 +9,14 @@ struct RecurrentShape {
   int32_t threads, row_blocks;  // row blocks of a head
 };
 
-// Blocks of a whole head, whose B and C are then worked out once; smaller ones where those would not fill the
-// multiprocessors twice, or where a head's last block would be mostly idle.
+// Blocks of a whole head, whose B and C are then worked out once; smaller ones where some multiprocessor would have no
+// block, or where a head's last block would be mostly idle.
 RecurrentShape choose_recurrent_shape(int64_t batch, int32_t nheads, int32_t headdim, int32_t padded_dstate, bool tree,
                                       int32_t multiprocessors) {
   const int32_t lanes = padded_dstate / kColumns;
   for (int32_t threads = tree ? kMostTreeThreads : kMostRecurrentThreads;; threads /= 2) {
     const int32_t rows = threads / lanes * kRows, row_blocks = (headdim + rows - 1) / rows;
-    const bool fills = batch * nheads * row_blocks >= 2 * int64_t{multiprocessors};
+    const bool fills = batch * nheads * row_blocks >= multiprocessors;
     const bool idle = row_blocks * rows * int64_t{4} > headdim * int64_t{5};
     if (threads == 64 || (fills && !idle)) return {threads, row_blocks};
   }

@@ -79,19 +79,20 @@ __device__ __forceinline__ void load_state(const StateRows& rows, const StatePla
 }
 
 template <typename S>
-__device__ __forceinline__ void unpack(const uint4& bits, float (&state)[kColumns], int32_t c) {
-  S four[4];
-  memcpy(four, &bits, sizeof(four));
-#pragma unroll
-  for (int32_t j = 0; j < 4; ++j) state[4 * c + j] = to_float(four[j]);
-}
-
-__device__ __forceinline__ void convert_state(llamba_dtype dtype, const uint4 (&bits)[kRows][2], State& state) {
+__device__ __forceinline__ void convert_as(const uint4 (&bits)[kRows][2], State& state) {
 #pragma unroll
   for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int32_t c = 0; c < 2; ++c) LLAMBA_SWITCH_DTYPE(dtype, S, unpack<S>(bits[r][c], state[r], c));
+    for (int32_t c = 0; c < 2; ++c) {
+      S four[4];
+      memcpy(four, &bits[r][c], sizeof(four));
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = to_float(four[j]);
+    }
   }
+}
+__device__ __forceinline__ void convert_state(llamba_dtype dtype, const uint4 (&bits)[kRows][2], State& state) {
+  LLAMBA_SWITCH_DTYPE(dtype, S, convert_as<S>(bits, state));
 }
 
 template <typename S, int kLanes>
@@ -119,18 +120,23 @@ __device__ __forceinline__ void store_as(const StateRows& rows, const StatePlace
 template <int kLanes>
 __device__ __forceinline__ void store_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
                                             const State& state) {
-  LLAMBA_SWITCH_DTYPE(rows.dtype, S, (store_as<S, kLanes>(rows, place, dstate, state)));
+  StatePlace here = place;  // the addresses that it was loaded from would take 16 registers all along
+  here.row = opaque(place.row);
+  here.lane = opaque(place.lane);
+  LLAMBA_SWITCH_DTYPE(rows.dtype, S, (store_as<S, kLanes>(rows, here, dstate, state)));
 }
 
-// As a checkpoint of this dtype would hold it.
-__device__ __forceinline__ void round_state(llamba_dtype dtype, State& state) {
+template <typename S>
+__device__ __forceinline__ void round_as(State& state) {
 #pragma unroll
   for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int32_t j = 0; j < kColumns; ++j) {
-      state[r][j] = dtype == LLAMBA_BFLOAT16 ? rounded_to<bfloat16>(state[r][j]) : rounded_to<float16>(state[r][j]);
-    }
+    for (int32_t j = 0; j < kColumns; ++j) state[r][j] = rounded_to<S>(state[r][j]);
   }
+}
+// As a checkpoint of this dtype would hold it.
+__device__ __forceinline__ void round_state(llamba_dtype dtype, State& state) {
+  LLAMBA_SWITCH_DTYPE(dtype, S, round_as<S>(state));
 }
 
 __device__ __forceinline__ void load_four(const float* shared, float (&v)[4]) {

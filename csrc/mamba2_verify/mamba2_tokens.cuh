@@ -154,7 +154,7 @@ __device__ __forceinline__ void load_taps(const llamba_mamba2_verify_args& args,
 // Channels of one kind (x, B or C) that a block needs for some of its tokens.
 struct ConvPart {
   int32_t channel, nchannels;
-  int32_t first, count;  // visits first to first + count - 1; visit i has the input ids at token_of(i)
+  int32_t first, count;  // visits first to first + count - 1; visit i is token token_of(i)
   bool keeps_rows;       // this block stores these channels of the step's tokens
 };
 
@@ -222,9 +222,8 @@ __device__ __forceinline__ void conv_part(const llamba_mamba2_verify_args& args,
         y[j] = j < rest ? rounded_to<T>(silu<T>(sum)) : 0.0f;
       }
       sink(visit, c, y);
-      const int32_t newest = ids[width - 1];
-      if (part.keeps_rows && newest < kNoInput) {
-        const int32_t row = new_row(args, step, -2 - newest);
+      if (part.keeps_rows && t >= step.live) {
+        const int32_t row = new_row(args, step, t - step.live);
         if (row >= 0) {
           T* kept = static_cast<T*>(args.rows) + step.slot * args.rows_stride_slot + row * args.rows_stride_row;
           store_vector(kept + channel, rest, raw);  // raw: the newest input is the last that was read
