@@ -7,9 +7,9 @@
 //          n = 16 k + 4 t .. +3: rows g and g + 8 of the tensor core's A, whose column order is free and is chosen so
 //          that a lane's are four neighbours in memory
 // Shared   MatmulStorage: conv outputs of B, C (a row a token) and x (a column a token) as bfloat16 pieces, G, M
-// Flow     1 raw inputs' ids  2 conv of B, C  3 G = C . B; then for each head:  4 state -> registers, dt, conv of x
-//          5 M  6 y, eight tokens at a time  7 the folded state -> checkpoint
-//          kBulk (Hopper): bulk copies bring the next heads' states into shared memory meanwhile
+// Flow     1 state -> registers, raw inputs' ids  2 conv of B, C  3 G = C . B; then for each head:  4 dt, conv of x  5 M
+//          6 y, eight tokens at a time  7 folded state -> checkpoint, next head's state -> registers
+//          kBulk (Hopper): bulk copies bring the next two heads' states into shared memory, where 6 finds them
 // Barriers after 1, 2, 4, 5 and 7; in 6 if two warps share dims
 // Numerics mamba2_pieces.cuh; sums of log-decays and the fold in fp32. Bits depend on the step's tokens and the fold
 // Requires max_ntokens <= 64, shared memory for the session's rows        (checked in mamba2_matmul_launch.cu)
@@ -353,7 +353,7 @@ __device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, c
 }  // namespace
 
 template <typename T, int kState, bool kBulk>
-__global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_kernel(MatmulParams params) {
+__global__ void __launch_bounds__(most_matmul_threads(kState), 1) mamba2_matmul_kernel(MatmulParams params) {
   if (kBulk && !kHasBulkCopies) return;
   constexpr int kPieces = Pieces<T>::kCount;
   constexpr bool kHalves = kState > kMostWarpState;
@@ -372,11 +372,16 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
   place.g = threadIdx.x % 32 / 4, place.t = threadIdx.x % 4;
   place.dim = place.first_dim + place.tile_row + 2 * place.g;
   const int32_t left = args.headdim - place.first_dim, dims = left < 16 * params.tiles ? left : 16 * params.tiles;
-  const Mamba2Step step = read_step(args, blockIdx.x / params.row_blocks, true);
+  Mamba2Step step = read_step(args, blockIdx.x / params.row_blocks, true);
+  step.valid = step.valid && step.live + step.ntokens <= params.layout.rows;
   const bool has_state = step.valid && step.position > 0;
   const int32_t ntokens = step.valid ? step.ntokens : 0, ntotal = step.valid ? step.live + ntokens : 0;
 
   const MatmulStorage shared{reinterpret_cast<char*>(&shared_storage<uint4>()), params.layout};
+  MatmulState<kState> state = {};
+  if (!kBulk && has_state) {  // on its way while conv and M are made
+    LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
+  }
   const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
                 heads_per_C = args.nheads / args.C_heads;
   const auto token = [](int32_t i) { return i; };
@@ -414,8 +419,7 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
   }
 
 #pragma unroll 1
-  for (int32_t i = 0; i < params.heads; ++i, ++place.head) {
-    MatmulState<kState> state = {};
+  for (int32_t i = 0;; ++i) {
     if (step.valid) {
       const float A = load_global(args.A + place.head);
       for (int32_t j = threadIdx.x; j < shared.at.rows; j += blockDim.x) {
@@ -429,9 +433,6 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
           {place.head / heads_per_x * args.headdim + place.first_dim, dims, 0, ntotal, place.head % heads_per_x == 0},
           token,
           [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) { keep_columns<kPieces>(shared, visit, c, y); });
-      if (!kBulk && has_state) {  // on its way while M is made
-        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
-      }
       __syncthreads();  // dt, G and x, before M and y
       make_M(step, shared);
       __syncthreads();  // M, E and folded of all tokens
@@ -465,9 +466,15 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
       fold_state<T>(step, shared, place, &state);
       LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, store_state<S>(args, step.slot, place, state));
     }
-    if (i + 1 < params.heads) __syncthreads();  // x, dt, M and the stage are read, before the next head's
+    if (i + 1 == params.heads) break;
+    __syncthreads();  // x, dt, M and the stage are read, before the next head's
     if (kBulk && has_state && i + kStages < params.heads && threadIdx.x < 32) {
       fetch_state(args, step, shared, place.head + kStages, place.first_dim, dims, state_bytes, i % kStages);
+    }
+    ++place.head;
+    if (!has_state) state = {};
+    if (!kBulk && has_state) {
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
     }
   }
 }

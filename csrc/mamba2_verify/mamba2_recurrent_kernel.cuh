@@ -220,17 +220,12 @@ __device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& ar
     const int32_t stop = v < folded && folded < chunk.nvisits ? folded : chunk.nvisits;
 #pragma unroll 1
     for (; v < stop; ++v) {
-      int32_t p = v;
-      bool emit = (chunk.emitted >> v & 1) != 0;
-      if (chunk.tree) {
-        const int32_t visit = shared.tree.visits[v];
-        p = visit & kPlace;
-        emit = (visit & kEmit) != 0;
-        if ((visit & kRestart) != 0) restart(state, shared);
-      }
+      const int32_t visit = chunk.tree ? shared.tree.visits[v] : v | (chunk.emitted >> v & 1) * kEmit;
+      const int32_t p = visit & kPlace;
+      if ((visit & kRestart) != 0) restart(state, shared);
       advance<kLanes>(state, shared.decay[p], shared.dt[p], &shared.x[p][place.row], shared.B[p], place.lane);
       if (shared.round[p] != 0) round_state(args.checkpoint_dtype, state);
-      if (!emit) continue;
+      if ((visit & kEmit) == 0) continue;
       const float sum = multiply<kLanes>(state, shared.C[p], place.lane);
       if (place.lane % (kLanes / 4) == 0) shared.y[p][place.row + row_of_sum<kLanes>(place.lane)] = sum;
     }
