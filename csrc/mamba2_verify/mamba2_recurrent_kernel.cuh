@@ -169,16 +169,18 @@ __device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, 
   const int32_t begin_C = conv_items<T>(B), begin_x = begin_C + conv_items<T>(C), end = begin_x + conv_items<T>(x);
 #pragma unroll 1
   for (int32_t item = threadIdx.x; item < end; item += blockDim.x) {
-    ConvOutput output{B, shared.B[0], kState};
-    int32_t begin = 0;
+    ConvPart part = B;
+    float* outputs = shared.B[0];
+    int32_t begin = 0, stride = kState;
     if (item >= begin_x) {
-      output = {x, shared.x[0], RecurrentStorage<kState>::kBlockRows};
-      begin = begin_x;
+      part = x, outputs = shared.x[0], begin = begin_x, stride = RecurrentStorage<kState>::kBlockRows;
     } else if (item >= begin_C) {
-      output = {C, shared.C[0], kState};
-      begin = begin_C;
+      part = C, outputs = shared.C[0], begin = begin_C;
     }
-    conv_item<T>(args, step, shared.inputs, shared.rows, output, item - begin);
+    conv_item<T>(args, step, shared.inputs, shared.rows, part, item - begin,
+                 [outputs, stride](int32_t at, int32_t c, const float (&y)[kConvVector]) {
+                   memcpy(outputs + at * stride + c, y, sizeof(y));
+                 });
   }
 }
 
