@@ -76,19 +76,21 @@ __device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args,
   bool in_line = rest >= kConvVector && sources.are_whole_vectors();
   for (int32_t i = 1; i < count; ++i) in_line &= follows(ids + i * kMostWidth, ids + (i - 1) * kMostWidth, width);
 
-  T bias[kConvVector] = {};
-  float taps[kMostWidth][kConvVector], window[kMostWidth][kConvVector] = {};
-  if (args.conv_bias != nullptr) load_vector(static_cast<const T*>(args.conv_bias) + channel, rest, bias);
-  load_taps<T>(args, channel, rest, taps);
-  if (in_line) {  // every raw input is asked for before the first is used
-    Bits raw[kMostWidth - 1 + kPiece<T>];
+  // Every raw input is asked for before the first is used; the taps last, for they are converted at once.
+  Bits raw[kMostWidth - 1 + kPiece<T>] = {};
+  if (in_line) {
 #pragma unroll
     for (int32_t i = 0; i < kMostWidth - 1 + kPiece<T>; ++i) {
       const int32_t from = i - (kMostWidth - width), ahead = i - (kMostWidth - 1);
       const int32_t id = ahead >= count || from < 0 ? kNoInput : ids[ahead < 0 ? from : ahead * kMostWidth + width - 1];
-      raw[i] = Bits{};
       if (id != kNoInput) raw[i] = load_global(reinterpret_cast<const Bits*>(sources.at(id)));
     }
+  }
+  T bias[kConvVector] = {};
+  float taps[kMostWidth][kConvVector], window[kMostWidth][kConvVector] = {};
+  if (args.conv_bias != nullptr) load_vector(static_cast<const T*>(args.conv_bias) + channel, rest, bias);
+  load_taps<T>(args, channel, rest, taps);
+  if (in_line) {
 #pragma unroll
     for (int32_t i = 0; i < kMostWidth - 1 + kPiece<T>; ++i) {
       T v[kConvVector];
