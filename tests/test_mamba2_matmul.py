@@ -147,8 +147,8 @@ def test_windows_beyond_the_limits_are_refused(simt):
     sentence = "mamba2_verify: max_ntokens must be at most 64 with algorithm matmul; got 65"
     assert_refused(ValueError, sentence, layer.verify, *layer.tokens(1, 65), int32(1))
     simt.llamba_simt_device(4, 20_000, 86)
-    sentence = (
-        "mamba2_verify: rows per slot must fit the 20000 bytes of shared memory of this GPU's blocks with algorithm "
-        "matmul; got 136 rows, for which 134848 bytes are needed"
-    )
-    assert_refused(ValueError, sentence, layer.verify, *layer.tokens(1, 1), int32(1))
+    rule = "mamba2_verify: rows per slot must fit the 20000 bytes of shared memory of this GPU's blocks"
+    with pytest.raises(
+        ValueError, match=f"^{rule} with algorithm matmul; got 136 rows, for which \\d+ bytes are needed$"
+    ):
+        layer.verify(*layer.tokens(1, 1), int32(1))
