@@ -66,7 +66,7 @@ FAULTS = [
         "__syncthreads();  // every thread has read the warps' keys",
         "// every thread has read the warps' keys",
         "tests/test_speculative_accept.py",
-        "wrong",
+        "deadlock",
     ),
     Fault(
         "cursor_commit: no barrier before the old table is overwritten",
