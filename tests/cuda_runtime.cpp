@@ -52,14 +52,13 @@ int cudaGetDevice(int* device) {
 }
 
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  constexpr int kCount = 108;  // of multiprocessors: an A100's, for all, as only the choice of grids depends on it
-  if (attribute != kMultiprocessors && attribute != kMajor && attribute != kMinor && attribute != kSharedOptin) {
-    return kInvalidValue;
-  }
-  *value = attribute == kMultiprocessors ? kCount
-           : attribute == kMajor         ? gpu.arch / 10
-           : attribute == kMinor         ? gpu.arch % 10
-                                         : gpu.shared_bytes;
+  const std::map<int, int> answers = {{kMultiprocessors, 108},  // an A100's, whatever the architecture
+                                      {kMajor, gpu.arch / 10},
+                                      {kMinor, gpu.arch % 10},
+                                      {kSharedOptin, gpu.shared_bytes}};
+  const auto answer = answers.find(attribute);
+  if (answer == answers.end()) return kInvalidValue;
+  *value = answer->second;
   return kSuccess;
 }
 
