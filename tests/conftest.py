@@ -42,3 +42,13 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def simt(request):
+    """The executor's library: tests that tell launchers of another device, or draw other schedules."""
+    if request.config.getoption("--device") != "simt":
+        pytest.skip("only the executor can be told schedules and devices")
+    library = on_device.simt_library()
+    yield library
+    library.llamba_simt_device(4, 227 * 1024, 90)

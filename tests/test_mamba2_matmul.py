@@ -4,15 +4,15 @@ import random
 
 import pytest
 import torch
-from helpers import assert_close_to_ref
-from test_mamba2_verify import CASES, int32, make_layer, walk
+from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
+from test_mamba2_verify import CASES, NAN, int32, make_layer, poison_free_rows, walk
 
 from python_ref.mamba2_verify import mamba2_verify_ref
 
 pytestmark = pytest.mark.device_only
 
 
-def run_walk(change, tree, steps=8, seeds=3, algorithm="matmul", **session):
+def run_walk(change, tree, steps=8, seeds=3, algorithm="matmul", least=1, **session):
     """Outputs and final checkpoints of the op, of the fp64 reference and of PyTorch at the op's dtypes, pooled."""
     outs, states = [[], [], []], [[], [], []]
     for seed in range(seeds):
@@ -20,7 +20,7 @@ def run_walk(change, tree, steps=8, seeds=3, algorithm="matmul", **session):
         layer.algorithm = algorithm
         wide.checkpoint = wide.checkpoint.double()
         generator = torch.Generator().manual_seed(seed + 10)
-        for xBC, dt, parents, path, out in walk(layer, steps, random.Random(seed), generator, tree=tree):
+        for xBC, dt, parents, path, out in walk(layer, steps, random.Random(seed), generator, tree=tree, least=least):
             outs[0].append(out.flatten())
             for i, (other, compute) in enumerate(((wide, torch.float64), (narrow, torch.float32)), start=1):
                 other.cursor.begin(int32(1), int32(xBC.shape[1]))
@@ -40,3 +40,115 @@ def test_values_against_fp64_reference(change, tree):
     outs, states = run_walk(change, tree)
     assert_close_to_ref(*outs)
     assert_close_to_ref(*states)
+
+
+def test_batch_padding_bystanders_and_sentinels():
+    """A mixed batch with padding equals each sequence alone; nothing outside what the op owns changes a bit."""
+    layer, alone = (make_layer(nslots=4, dtype=torch.bfloat16, headdim=80, dstate=96) for _ in range(2))
+    layer.algorithm = alone.algorithm = "matmul"
+    generator = torch.Generator().manual_seed(6)
+    for slot, ntokens in ((0, 3), (3, 5), (0, 2), (3, 1)):  # give the two slots different histories
+        xBC, dt = layer.tokens(1, ntokens, generator=generator)
+        for each in (layer, alone):
+            each.cursor.begin(int32(slot), int32(ntokens))
+            each.verify(xBC, dt, int32(slot))
+            each.cursor.commit(int32(slot), int32(ntokens))
+    bystanders = [t[[1, 2]].clone() for t in (layer.checkpoint, layer.rows, layer.dt_rows)]
+    slots, ntokens = int32(3, -1, 0), int32(2, 1, 4)
+    xBC, dt = layer.tokens(3, 5, generator=generator)
+    xBC[1], dt[1] = NAN, NAN
+    xBC[0, 2:], dt[0, 2:] = NAN, NAN
+    surrounded = Surrounded(torch.zeros(3, 5, layer.nheads, 80, dtype=torch.bfloat16), fill=777.0)
+    out = surrounded.inner
+    for each in (layer, alone):
+        each.cursor.begin(slots, ntokens)
+    for slot in (3, 0):
+        poison_free_rows(layer, slot)
+    layer.verify(xBC, dt, slots, out=out)
+    for i in (2, 0):
+        n = int(ntokens[i])
+        assert_bitwise(out[i : i + 1, :n], alone.verify(xBC[i : i + 1, :n], dt[i : i + 1, :n], slots[i : i + 1]))
+    assert not out[1].any() and not out[0, 2:].any() and not out[2, 4:].any(), "rows beyond ntokens must be zero"
+    surrounded.assert_surroundings_untouched()
+    for before, after in zip(bystanders, (layer.checkpoint, layer.rows, layer.dt_rows), strict=True):
+        assert_bitwise(after[[1, 2]], before)
+
+
+@pytest.mark.parametrize("checkpoint_dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_every_shape_give_the_same_bits(checkpoint_dtype, simt):
+    """One head or several a block, one tile or a whole head, states by loads or by bulk copies."""
+    results = {}
+    for multiprocessors, arch in ((1, 80), (1, 90), (4, 90), (100, 80), (1000, 90)):
+        simt.llamba_simt_device(multiprocessors, 227 * 1024, arch)
+        change = dict(nheads=8, dstate=128, dtype=torch.bfloat16, checkpoint_dtype=checkpoint_dtype, nslots=4)
+        layer, generator = make_layer(3, **change), torch.Generator().manual_seed(7)
+        layer.algorithm, outs = "matmul", []
+        for ntokens, accepted in (((5, 2, 4), (5, 2, 1)), ((1, 5, 5), (1, 3, 5)), ((5, 5, 5), (4, 0, 1))):
+            layer.cursor.begin(int32(2, 0, 1), int32(*ntokens))
+            outs.append(layer.verify(*layer.tokens(3, 5, generator=generator), int32(2, 0, 1)))
+            layer.cursor.commit(int32(2, 0, 1), int32(*accepted))
+        results[multiprocessors, arch] = torch.stack(outs), layer.checkpoint
+    first, *rest = results.values()
+    for outs, checkpoint in rest:
+        assert_bitwise(outs, first[0])
+        assert_bitwise(checkpoint, first[1])
+
+
+@pytest.mark.parametrize("change", [{}, dict(dtype=torch.bfloat16)], ids=["float32", "bfloat16"])
+def test_a_float32_checkpoint_counts_as_float32(change):
+    """Outputs within 4x of the recurrent form's own round-off, before they are rounded to the activation dtype.
+
+    To see that with 16-bit activations too, D is absent and the state is large: what is compared is the checkpoint.
+    """
+    errors = {}
+    for algorithm in ("matmul", "recurrent"):
+        outs, states = run_walk(change | dict(dstate=128, nheads=4), tree=False, steps=12, algorithm=algorithm)
+        parts = [states] if change else [outs, states]
+        errors[algorithm] = [float((actual.double() - wide).abs().max()) for actual, wide, _ in parts]
+    for matmul, recurrent in zip(errors["matmul"], errors["recurrent"], strict=True):
+        assert 0 < matmul <= 4 * recurrent, errors
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+@pytest.mark.parametrize("change", [dict(dtype=torch.bfloat16, dstate=128), dict()], ids=["bf16", "float32"])
+def test_windows_and_live_rows_of_64(change, tree):
+    change = change | dict(nheads=2, headdim=32)
+    outs, states = run_walk(change, tree, steps=5, seeds=2, max_window=64, fold_every=1, least=60)
+    assert_close_to_ref(*outs)
+    assert_close_to_ref(*states)
+
+
+def test_strides_and_pointers_that_allow_no_vectors():
+    """The same bits from a layer whose buffers are slices of larger ones at odd offsets."""
+    plain, odd = make_layer(5, dtype=torch.bfloat16), make_layer(5, dtype=torch.bfloat16)
+    for name in ("checkpoint", "rows", "dt_rows"):
+        setattr(odd, name, Surrounded(getattr(odd, name)).inner)
+    odd.parameters = {
+        name: sliced(value) if value.dim() == 2 or name == "conv_bias" else value
+        for name, value in odd.parameters.items()
+    }
+    plain.algorithm = odd.algorithm = "matmul"
+    generator = torch.Generator().manual_seed(3)
+    for ntokens, accepted in ((5, 5), (4, 3), (5, 0), (1, 1)):
+        xBC, dt = plain.tokens(1, ntokens, generator=generator)
+        outs = []
+        for layer, tokens in ((plain, (xBC, dt)), (odd, (sliced(xBC), sliced(dt)))):
+            layer.cursor.begin(int32(1), int32(ntokens))
+            outs.append(layer.verify(*tokens, int32(1)))
+            layer.cursor.commit(int32(1), int32(accepted))
+        assert_bitwise(*outs)
+    assert_bitwise(odd.checkpoint, plain.checkpoint)
+
+
+def test_windows_beyond_the_limits_are_refused(simt):
+    layer = make_layer(max_window=65)
+    layer.algorithm = "matmul"
+    layer.cursor.begin(int32(1), int32(1))
+    sentence = "mamba2_verify: max_ntokens must be at most 64 with algorithm matmul; got 65"
+    assert_refused(ValueError, sentence, layer.verify, *layer.tokens(1, 65), int32(1))
+    simt.llamba_simt_device(4, 20_000, 86)
+    rule = "mamba2_verify: rows per slot must fit the 20000 bytes of shared memory of this GPU's blocks"
+    with pytest.raises(
+        ValueError, match=f"^{rule} with algorithm matmul; got 136 rows, for which \\d+ bytes are needed$"
+    ):
+        layer.verify(*layer.tokens(1, 1), int32(1))

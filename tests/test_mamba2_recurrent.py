@@ -198,7 +198,6 @@ def test_slots_that_the_cpu_refuses_give_zeros_and_write_nothing(header):
         assert_bitwise(new[1:], old)
 
 
-@pytest.mark.slow
 def test_batches_beyond_65535():
     layer = make_layer(nslots=2, nheads=1, headdim=4, dstate=16, max_window=1)
     xBC, dt = layer.tokens(65600, 1)

@@ -66,11 +66,11 @@ def poison_free_rows(layer, slot):
     layer.dt_rows[slot, free] = NAN
 
 
-def walk(layer, steps, rng, generator, slot=1, verify=None, tree=False):
+def walk(layer, steps, rng, generator, slot=1, verify=None, tree=False, least=1):
     """A random-acceptance walk on one slot: yields the window (xBC, dt), parents, the path that stayed, outputs."""
     verify = verify or layer.verify
     for _ in range(steps):
-        ntokens = rng.randint(1, layer.cursor.session.max_window)
+        ntokens = rng.randint(least, layer.cursor.session.max_window)
         parents = [rng.randint(-1, i - 1) if tree else i - 1 for i in range(ntokens)]
         leaf, path = rng.randint(-1, ntokens - 1), []
         while leaf >= 0:

@@ -7,10 +7,10 @@
 //          n = 16 k + 4 t .. +3: rows g and g + 8 of the tensor core's A, whose column order is free and is chosen so
 //          that a lane's are four neighbours in memory
 // Shared   MatmulStorage: conv outputs of B, C (a row a token) and x (a column a token) as bfloat16 pieces, G, M
-// Flow     1 raw inputs' ids  2 conv of B, C  3 G = C . B; then for each head:  4 state -> registers, dt, conv of x
-//          5 M  6 y, eight tokens at a time  7 the folded state -> checkpoint
-//          kBulk (Hopper): bulk copies bring the next heads' states into shared memory meanwhile
-// Barriers after 1, 2, 4, 5 and 7; in 6 if two warps share dims
+// Flow     1 state -> registers, raw inputs' ids; then for each head:  2 dt, conv of x; for the first of B and C, too
+//          3 for the first G = C . B  4 M  5 y, eight tokens at a time  6 folded state -> checkpoint, next head's state ->
+//          registers. kBulk (Hopper): bulk copies bring the next two heads' states into shared memory, where 5 finds them
+// Barriers after 1, 2 (for the first head), 3, 4 and 6; in 5 if two warps share dims
 // Numerics mamba2_pieces.cuh; sums of log-decays and the fold in fp32. Bits depend on the step's tokens and the fold
 // Requires max_ntokens <= 64, shared memory for the session's rows        (checked in mamba2_matmul_launch.cu)
 #pragma once
@@ -151,26 +151,56 @@ __device__ __forceinline__ void fetch_state(const llamba_mamba2_verify_args& arg
 
 // ---- stages of the kernel ----
 
-// The pieces of two neighbouring channels of a token's B or C.
-template <int kPieces>
-__device__ __forceinline__ void keep_row(uint16_t* kept, int32_t pitch, int32_t n_pitch, int32_t row, int32_t c,
-                                         const float (&y)[kConvVector]) {
-  unsigned pieces[kPieces][1];
-  split_pair(y[0], y[1], 0, pieces);
-  for (int i = 0; i < kPieces; ++i) {
-    *reinterpret_cast<unsigned*>(kept + (i * pitch + row) * n_pitch + c) = pieces[i][0];
-  }
+// The channels of a block: of a head's x, and of the B and C that all its heads share.
+struct MatmulChannels {
+  ConvPart x, B, C;
+};
+
+__device__ __forceinline__ MatmulChannels channels_of(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                                      const MatmulPlace& place, int32_t dims) {
+  const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
+                heads_per_C = args.nheads / args.C_heads, ntotal = step.live + step.ntokens;
+  const int32_t first_B = args.x_heads * args.headdim, first_C = first_B + args.B_heads * args.dstate;
+  const bool first_block = place.first_dim == 0;
+  return {{place.head / heads_per_x * args.headdim + place.first_dim, dims, 0, ntotal, place.head % heads_per_x == 0},
+          {first_B + place.head / heads_per_B * args.dstate, args.dstate, 0, ntotal,
+           first_block && place.head % heads_per_B == 0},
+          {first_C + place.head / heads_per_C * args.dstate, args.dstate, step.live, step.ntokens,
+           first_block && place.head % heads_per_C == 0}};
 }
-// ... and of its x, whose channels are rows.
-template <int kPieces>
-__device__ __forceinline__ void keep_columns(const MatmulStorage& shared, int32_t token, int32_t c,
-                                             const float (&y)[kConvVector]) {
-  unsigned pieces[kPieces][1];
-  split_pair(y[0], y[1], 0, pieces);
-  for (int i = 0; i < kPieces; ++i) {
-    uint16_t* x = shared.x() + (i * shared.at.dims + row_in_tile(c)) * shared.at.s_pitch + token;
-    x[0] = static_cast<uint16_t>(pieces[i][0]);
-    x[8 * shared.at.s_pitch] = static_cast<uint16_t>(pieces[i][0] >> 16);
+
+// conv of x, and of B and C if `all`, into pieces: B and C a row a token, x a column.
+template <typename T>
+__device__ __forceinline__ void make_conv(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+                                          const MatmulStorage& shared, const MatmulChannels& channels, bool all) {
+  constexpr int kPieces = Pieces<T>::kCount;
+  const int32_t begin_B = conv_items<T>(channels.x), begin_C = begin_B + conv_items<T>(channels.B);
+  const int32_t end = all ? begin_C + conv_items<T>(channels.C) : begin_B;
+#pragma unroll 1
+  for (int32_t item = threadIdx.x; item < end; item += blockDim.x) {
+    const bool is_x = item < begin_B, is_B = item < begin_C;
+    const ConvPart part = is_x ? channels.x : is_B ? channels.B : channels.C;
+    const int32_t plane =
+        is_x ? shared.at.dims * shared.at.s_pitch : (is_B ? shared.at.rows : shared.at.tokens) * shared.at.n_pitch;
+    uint16_t* kept = is_x ? shared.x() : is_B ? shared.B() : shared.C() - step.live * shared.at.n_pitch;
+    conv_item<T>(args, step, shared.inputs(), shared.kept(), part,
+                 item - (is_x   ? 0
+                         : is_B ? begin_B
+                                : begin_C),
+                 [&](int32_t token, int32_t c, const float (&y)[kConvVector]) {
+                   unsigned pieces[kPieces][1];
+                   split_pair(y[0], y[1], 0, pieces);
+                   for (int i = 0; i < kPieces; ++i) {
+                     if (is_x) {
+                       uint16_t* column = kept + i * plane + row_in_tile(c) * shared.at.s_pitch + token;
+                       column[0] = static_cast<uint16_t>(pieces[i][0]);
+                       column[8 * shared.at.s_pitch] = static_cast<uint16_t>(pieces[i][0] >> 16);
+                     } else {
+                       uint16_t* row = kept + i * plane + token * shared.at.n_pitch + c;
+                       *reinterpret_cast<unsigned*>(row) = pieces[i][0];
+                     }
+                   }
+                 });
   }
 }
 
@@ -229,16 +259,15 @@ __device__ inline void make_M(const Mamba2Step& step, const MatmulStorage& share
     if (s >= 0) shared.folded()[s] = shared.dt()[s] * ex2_approx(folded);
     float* column = s < 0 ? shared.E() : shared.M() + s;
     const int32_t pitch = s < 0 ? 1 : shared.at.M_pitch;
+    float sum = committed;  // of the token before
     for (int32_t k = 0; k < step.ntokens; ++k) {
       const int32_t t = step.live + k, parent = parent_of(step, t);
-      float sum = -INFINITY;
-      if (s == t) {
-        sum = 0.0f;
-      } else if (s < t && parent >= step.live) {
-        sum = column[(parent - step.live) * pitch] + shared.da()[t];
-      } else if (s < step.live) {
-        sum = committed + shared.da()[t];
+      if (parent < step.live) {
+        sum = s < step.live ? committed : -INFINITY;
+      } else if (parent != t - 1) {
+        sum = column[(parent - step.live) * pitch];
       }
+      sum = s == t ? 0.0f : s < t ? sum + shared.da()[t] : -INFINITY;
       column[k * pitch] = sum;
     }
     if (s < 0) continue;
@@ -353,9 +382,8 @@ __device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, c
 }  // namespace
 
 template <typename T, int kState, bool kBulk>
-__global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_kernel(MatmulParams params) {
+__global__ void __launch_bounds__(most_matmul_threads(kState), 1) mamba2_matmul_kernel(MatmulParams params) {
   if (kBulk && !kHasBulkCopies) return;
-  constexpr int kPieces = Pieces<T>::kCount;
   constexpr bool kHalves = kState > kMostWarpState;
   const llamba_mamba2_verify_args& args = params.args;
   const int32_t warp = threadIdx.x / 32, state_bytes = args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2;
@@ -372,14 +400,16 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
   place.g = threadIdx.x % 32 / 4, place.t = threadIdx.x % 4;
   place.dim = place.first_dim + place.tile_row + 2 * place.g;
   const int32_t left = args.headdim - place.first_dim, dims = left < 16 * params.tiles ? left : 16 * params.tiles;
-  const Mamba2Step step = read_step(args, blockIdx.x / params.row_blocks, true);
+  Mamba2Step step = read_step(args, blockIdx.x / params.row_blocks, true);
+  step.valid = step.valid && step.live + step.ntokens <= params.layout.rows;
   const bool has_state = step.valid && step.position > 0;
   const int32_t ntokens = step.valid ? step.ntokens : 0, ntotal = step.valid ? step.live + ntokens : 0;
 
   const MatmulStorage shared{reinterpret_cast<char*>(&shared_storage<uint4>()), params.layout};
-  const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
-                heads_per_C = args.nheads / args.C_heads;
-  const auto token = [](int32_t i) { return i; };
+  MatmulState<kState> state = {};
+  if (!kBulk && has_state) {  // on its way while conv and M are made
+    LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
+  }
   if (step.valid) {
     if (kBulk && has_state && threadIdx.x < 32) {
       if (threadIdx.x < kStages) mbarrier_init(shared.arrived() + threadIdx.x, 1);
@@ -390,32 +420,18 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
       }
     }
     find_inputs(args, step, shared.inputs());
+    for (int32_t i = threadIdx.x; i < ntotal; i += blockDim.x) {
+      shared.kept()[i] = i < step.live ? -1 : new_row(args, step, i - step.live);
+    }
     // Padding of the fragments: zero pieces, so that what lies there adds nothing.
-    unsigned* padding = shared.find<unsigned>(shared.at.B);
-    const int32_t words = (shared.at.end_of_x - shared.at.B) / 4;
-    for (int32_t i = threadIdx.x; i < words; i += blockDim.x) padding[i] = 0;
+    uint4* padding = shared.find<uint4>(shared.at.B);
+    const int32_t vectors = (shared.at.end_of_x - shared.at.B) / static_cast<int32_t>(sizeof(uint4));
+    for (int32_t i = threadIdx.x; i < vectors; i += blockDim.x) padding[i] = uint4{0, 0, 0, 0};
     __syncthreads();  // the ids of all raw inputs, the zeros and the bulk copies' barriers, before their first use
-
-    const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
-    conv_part<T>(args, step, shared.inputs(),
-                 {B_channel + place.head / heads_per_B * args.dstate, args.dstate, 0, ntotal,
-                  place.first_dim == 0 && place.head % heads_per_B == 0},
-                 token, [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
-                   keep_row<kPieces>(shared.B(), shared.at.rows, shared.at.n_pitch, visit, c, y);
-                 });
-    conv_part<T>(args, step, shared.inputs(),
-                 {C_channel + place.head / heads_per_C * args.dstate, args.dstate, step.live, ntokens,
-                  place.first_dim == 0 && place.head % heads_per_C == 0},
-                 token, [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) {
-                   keep_row<kPieces>(shared.C(), shared.at.tokens, shared.at.n_pitch, visit - step.live, c, y);
-                 });
-    __syncthreads();  // B and C, before G
-    make_G<T>(args, step, shared, place);
   }
 
 #pragma unroll 1
-  for (int32_t i = 0; i < params.heads; ++i, ++place.head) {
-    MatmulState<kState> state = {};
+  for (int32_t i = 0;; ++i) {
     if (step.valid) {
       const float A = load_global(args.A + place.head);
       for (int32_t j = threadIdx.x; j < shared.at.rows; j += blockDim.x) {
@@ -424,13 +440,10 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
         shared.dt()[j] = dt;
         shared.da()[j] = dt * A * kLog2e;
       }
-      conv_part<T>(
-          args, step, shared.inputs(),
-          {place.head / heads_per_x * args.headdim + place.first_dim, dims, 0, ntotal, place.head % heads_per_x == 0},
-          token,
-          [&](int32_t visit, int32_t c, const float (&y)[kConvVector]) { keep_columns<kPieces>(shared, visit, c, y); });
-      if (!kBulk && has_state) {  // on its way while M is made
-        LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
+      make_conv<T>(args, step, shared, channels_of(args, step, place, dims), i == 0);
+      if (i == 0) {
+        __syncthreads();  // B and C, before G
+        make_G<T>(args, step, shared, place);
       }
       __syncthreads();  // dt, G and x, before M and y
       make_M(step, shared);
@@ -465,9 +478,15 @@ __global__ void __launch_bounds__(most_matmul_threads(kState)) mamba2_matmul_ker
       fold_state<T>(step, shared, place, &state);
       LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, store_state<S>(args, step.slot, place, state));
     }
-    if (i + 1 < params.heads) __syncthreads();  // x, dt, M and the stage are read, before the next head's
+    if (i + 1 == params.heads) break;
+    __syncthreads();  // x, dt, M and the stage are read, before the next head's
     if (kBulk && has_state && i + kStages < params.heads && threadIdx.x < 32) {
       fetch_state(args, step, shared, place.head + kStages, place.first_dim, dims, state_bytes, i % kStages);
+    }
+    ++place.head;
+    if (!has_state) state = {};
+    if (!kBulk && has_state) {
+      LLAMBA_SWITCH_DTYPE(args.checkpoint_dtype, S, load_state<S>(args, step.slot, place, &state));
     }
   }
 }

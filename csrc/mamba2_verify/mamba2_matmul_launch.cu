@@ -41,8 +41,9 @@ template <typename T, int kState, bool kBulk>
 int launch_matmul(const llamba_mamba2_verify_args& args, const MatmulChoice& choice, const DeviceLimits& limits,
                   cudaStream_t stream) {
   const int32_t state_bytes = args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2;
-  const MatmulLayout layout = lay_out_matmul(Pieces<T>::kCount, kState, args.dstate, state_bytes, args.cursor.capacity,
-                                             args.max_ntokens, choice.tiles, kBulk);
+  const int32_t rows = args.cursor.capacity - (args.cursor.width - 1);  // live and new ones that a session can have
+  const MatmulLayout layout =
+      lay_out_matmul(Pieces<T>::kCount, kState, args.dstate, state_bytes, rows, args.max_ntokens, choice.tiles, kBulk);
   if (layout.bytes > limits.shared_bytes) {
     return fail(LLAMBA_VALUE_ERROR,
                 "%s: rows per slot must fit the %d bytes of shared memory of this GPU's blocks with algorithm matmul; "

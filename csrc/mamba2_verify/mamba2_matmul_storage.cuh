@@ -4,7 +4,7 @@
 #pragma once
 
 #include "common/host_device.h"
-#include "mamba2_verify/mamba2_tokens.cuh"
+#include "mamba2_verify/mamba2_conv.cuh"
 
 namespace llamba {
 
@@ -14,7 +14,7 @@ constexpr int32_t kStages = 2;           // heads whose states are on their way 
 struct MatmulLayout {
   int32_t rows, tokens, dims;  // padded to 16, to 8; 16 * tiles
   int32_t n_pitch, s_pitch, M_pitch, stage_pitch;
-  int32_t stages, arrived, inputs, dt, da, folded, E, G, M, B, C, x, end_of_x, halves;  // offsets in bytes
+  int32_t stages, arrived, inputs, kept, dt, da, folded, E, G, M, B, C, x, end_of_x, halves;  // offsets in bytes
   int32_t bytes;
 };
 
@@ -33,6 +33,7 @@ inline MatmulLayout lay_out_matmul(int pieces, int32_t padded_dstate, int32_t ds
   at.stages = take(bulk ? int64_t{kStages} * at.dims * at.stage_pitch : 0);
   at.arrived = take(sizeof(uint64_t) * kStages);
   at.inputs = take(sizeof(int32_t) * at.rows * kMostWidth);
+  at.kept = take(sizeof(int32_t) * at.rows);
   at.dt = take(sizeof(float) * at.rows);
   at.da = take(sizeof(float) * at.rows);
   at.folded = take(sizeof(float) * at.rows);
@@ -59,6 +60,8 @@ struct MatmulStorage {
   __device__ __forceinline__ uint64_t* arrived() const { return find<uint64_t>(at.arrived); }
   // [rows, kMostWidth]
   __device__ __forceinline__ int32_t* inputs() const { return find<int32_t>(at.inputs); }
+  // [rows] the physical row that keeps a new token's raw inputs; -1: none
+  __device__ __forceinline__ int32_t* kept() const { return find<int32_t>(at.kept); }
   // [rows]; da: the logarithm to base 2 of a token's decay; folded: what a folded token weighs in the new checkpoint
   __device__ __forceinline__ float* dt() const { return find<float>(at.dt); }
   __device__ __forceinline__ float* da() const { return find<float>(at.da); }

@@ -1,14 +1,14 @@
-// mamba2_recurrent_kernel -- advance a block of state rows token by token and emit y for each; for materialize: the state.
+// mamba2_recurrent_kernel -- advance state rows token by token and emit y for each; for materialize: the state.
 // Grid     (nheads x row blocks, batch up to 65535, the rest of the batch)       Block  64, 128 or 256 threads
 // Owns     one block owns state[slot, head, dim : dim + ndims, :], ndims up to 4 threads / lanes; no other reads it
 // Threads  lanes = kState / 8 share 4 dims; lane l holds n = 4 (c lanes + l) + j, c < 2, j < 4: 32 fp32 registers
-// Shared   conv outputs B, C [kPlaces, kState], x [kPlaces, rows] float | y [kPlaces, rows] float | per token dt, decay,
-//          raw input ids | trees: the visiting order; the committed state, 32 floats of each thread
-// Flow     1 state -> registers, under way during 2-4  2 cursor  3 per chunk of kPlaces tokens: input ids  4 barrier
-//          5 dt, conv -> shared  6 barrier  7 visit the tokens; fold: store the state  8 barrier  9 y -> out
-// Barriers 3 per chunk (4, 6, 8), 2 more in a tree's (3); none in the loop over tokens
-// Numerics fp32 state and sums; mul, then fmaf, per element; a row's sum over n is one tree fixed by kState. A token's bits
-//          depend on its path alone: neither on the chunk, the block size, the window, the batch nor the fold
+// Shared   conv outputs B, C [kPlaces, kState], x [kPlaces, rows] float | y [kPlaces, rows] float | of each token: dt,
+//          decay, ids of its raw inputs | trees: the visiting order; the committed state, 32 floats of each thread
+// Flow     1 state -> registers, first used in 7  2 cursor  3 per chunk of kPlaces tokens: a tree's list; input ids
+//          4 barrier  5 dt, conv -> shared  6 barrier  7 visit the tokens; fold: store the state  8 barrier  9 y -> out
+// Barriers 1 (after 2); 3 per chunk (4, 6, 8), 2 more in a tree's (3); none in the loop over tokens
+// Numerics fp32 state and sums; mul, then fmaf, per element; a row's sum over n is one tree fixed by kState. A token's
+//          bits depend on its path alone: neither on the chunk, the block size, the window, the batch nor the fold
 // Requires dstate <= kState, kRows | threads, B, C, x heads divide nheads    (checked in mamba2_check.h, the launchers)
 #pragma once
 
@@ -41,6 +41,7 @@ struct RecurrentStorage {
   float dt[kPlaces], decay[kPlaces];
   int32_t round[kPlaces];
   int32_t inputs[kPlaces * kMostWidth], rows[kPlaces];  // ids of the raw inputs; where they go, -1: nowhere
+  Mamba2Step step;                                      // here it takes no registers
   TreeVisits tree;
   alignas(16) uint4 committed[kRows * kColumns / 4][kMostTreeThreads];  // last: allocated for trees only
 };
@@ -110,11 +111,16 @@ struct RawStep {
   float bias, A;
 };
 
+template <typename T>
+__device__ __forceinline__ T* dt_row(const llamba_mamba2_verify_args& args, const Mamba2Step& step, int32_t row) {
+  return static_cast<T*>(args.dt_rows) + step.slot * args.dt_rows_stride_slot + row * args.dt_rows_stride_row;
+}
+
 // Where the chunk's tokens have their raw inputs and, by the last threads of the block, their raw dt: it is a load that
-// nobody waits for yet. keep: store the dt of new tokens as their rows.
+// nobody waits for yet.
 template <typename T, int kState, typename TokenOf>
 __device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                                  int32_t head, bool keep, const Chunk& chunk, TokenOf token_of,
+                                                  int32_t head, const Chunk& chunk, TokenOf token_of,
                                                   RecurrentStorage<kState>& shared) {
   const int32_t width = args.cursor.width;
   for (int32_t i = threadIdx.x; i < chunk.nplaces * width; i += blockDim.x) {
@@ -125,13 +131,11 @@ __device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_arg
   RawStep<T> raw{};
   if (p >= chunk.nplaces) return raw;
   const int32_t i = token_of(p) - step.live, row = new_row(args, step, i);  // of a live token: its own
-  T* kept = static_cast<T*>(args.dt_rows) + step.slot * args.dt_rows_stride_slot + row * args.dt_rows_stride_row + head;
   if (i >= 0) {
     raw.dt = load_global(static_cast<const T*>(args.dt) + step.batch_idx * args.dt_stride_batch +
                          i * args.dt_stride_token + head);
-    if (keep && row >= 0) store_global(kept, raw.dt);
   } else if (row >= 0) {
-    raw.dt = load_global(static_cast<const T*>(kept));
+    raw.dt = load_global(dt_row<T>(args, step, row) + head);
   }
   if (args.dt_bias != nullptr) raw.bias = load_global(args.dt_bias + head);
   raw.A = load_global(args.A + head);
@@ -139,13 +143,15 @@ __device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_arg
   return raw;
 }
 
-// dt, decay and whether the state is rounded after it, of each token of the chunk.
+// dt, decay and whether the state is rounded after it, of each token of the chunk. keep: store the raw dt of new tokens
+// as their rows.
 template <typename T, int kState, typename TokenOf>
 __device__ __forceinline__ void prepare_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                               const RawStep<T>& raw, const Chunk& chunk, TokenOf token_of,
-                                               RecurrentStorage<kState>& shared) {
+                                               const RawStep<T>& raw, int32_t head, bool keep, const Chunk& chunk,
+                                               TokenOf token_of, RecurrentStorage<kState>& shared) {
   const int32_t p = blockDim.x - 1 - threadIdx.x;
   if (p >= chunk.nplaces) return;
+  if (keep && shared.rows[p] >= 0) store_global(dt_row<T>(args, step, shared.rows[p]) + head, raw.dt);
   const float dt = softplus(to_float(raw.dt) + raw.bias);
   shared.dt[p] = dt;
   shared.decay[p] = expf(dt * raw.A);
@@ -169,16 +175,18 @@ __device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, 
   const int32_t begin_C = conv_items<T>(B), begin_x = begin_C + conv_items<T>(C), end = begin_x + conv_items<T>(x);
 #pragma unroll 1
   for (int32_t item = threadIdx.x; item < end; item += blockDim.x) {
-    ConvOutput output{B, shared.B[0], kState};
-    int32_t begin = 0;
+    ConvPart part = B;
+    float* outputs = shared.B[0];
+    int32_t begin = 0, stride = kState;
     if (item >= begin_x) {
-      output = {x, shared.x[0], RecurrentStorage<kState>::kBlockRows};
-      begin = begin_x;
+      part = x, outputs = shared.x[0], begin = begin_x, stride = RecurrentStorage<kState>::kBlockRows;
     } else if (item >= begin_C) {
-      output = {C, shared.C[0], kState};
-      begin = begin_C;
+      part = C, outputs = shared.C[0], begin = begin_C;
     }
-    conv_item<T>(args, step, shared.inputs, shared.rows, output, item - begin);
+    conv_item<T>(args, step, shared.inputs, shared.rows, part, item - begin,
+                 [outputs, stride](int32_t at, int32_t c, const float (&y)[kConvVector]) {
+                   memcpy(outputs + at * stride + c, y, sizeof(y));
+                 });
   }
 }
 
@@ -220,17 +228,12 @@ __device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& ar
     const int32_t stop = v < folded && folded < chunk.nvisits ? folded : chunk.nvisits;
 #pragma unroll 1
     for (; v < stop; ++v) {
-      int32_t p = v;
-      bool emit = (chunk.emitted >> v & 1) != 0;
-      if (chunk.tree) {
-        const int32_t visit = shared.tree.visits[v];
-        p = visit & kPlace;
-        emit = (visit & kEmit) != 0;
-        if ((visit & kRestart) != 0) restart(state, shared);
-      }
+      const int32_t visit = chunk.tree ? shared.tree.visits[v] : v | (chunk.emitted >> v & 1) * kEmit;
+      const int32_t p = visit & kPlace;
+      if ((visit & kRestart) != 0) restart(state, shared);
       advance<kLanes>(state, shared.decay[p], shared.dt[p], &shared.x[p][place.row], shared.B[p], place.lane);
       if (shared.round[p] != 0) round_state(args.checkpoint_dtype, state);
-      if (!emit) continue;
+      if ((visit & kEmit) == 0) continue;
       const float sum = multiply<kLanes>(state, shared.C[p], place.lane);
       if (place.lane % (kLanes / 4) == 0) shared.y[p][place.row + row_of_sum<kLanes>(place.lane)] = sum;
     }
@@ -278,11 +281,13 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
   // Asked for before anything else is known of the slot: the checkpoint of a fresh or broken one is then not used.
   const int32_t slot = load_global(args.slots + batch_idx);
   const bool in_pool = slot >= 0 && slot < args.cursor.nslots;
-  uint4 bits[kRows][2];
-  if (in_pool) load_state<kLanes>(checkpoint_rows(args, slot, place), place, args.dstate, bits);
+  State state = {};
+  if (in_pool) load_raw_state<kLanes>(checkpoint_rows(args, slot, place), place, args.dstate, state);
   const bool materialize = params.output.state != nullptr;
-  const Mamba2Step step = read_step(args, batch_idx, !materialize);
+  if (threadIdx.x == 0) shared.step = read_step(args, batch_idx, !materialize);
   zero_padding(args.dstate, shared);
+  __syncthreads();  // (2) the step is written before it is read
+  const Mamba2Step& step = shared.step;
   if (materialize) {
     const BlockChannels channels = block_channels(args, place);
     if (channels.keeps_x) write_tail<T>(params, step, channels.x, place.ndims);
@@ -290,8 +295,8 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
     if (channels.keeps_C) write_tail<T>(params, step, channels.C, args.dstate);
   }
 
-  State state = {};
-  if (step.valid && step.position > 0) convert_state(args.checkpoint_dtype, bits, state);
+  const bool fresh = !step.valid || step.position == 0;
+  bool raw_state = true;  // nobody has waited for it
   if (step.valid) {
     const bool tree = step.parents != nullptr && step.ntokens > 0;
     const int32_t chained = tree ? step.live : step.live + step.ntokens;
@@ -307,6 +312,8 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
         const int32_t live_places = step.live - chunk.first < 0 ? 0 : step.live - chunk.first;
         chunk.emitted = live_places < 32 ? ((1u << chunk.nplaces) - 1) >> live_places << live_places : 0;
       } else {
+        if (raw_state) convert_raw_state(args.checkpoint_dtype, fresh, state);
+        raw_state = false;
         if (emitted == 0) keep_committed(state, shared);  // a thread reads only what it wrote
         __syncthreads();  // (3) the last chunk's list has been read, also by those that store its outputs
         if (threadIdx.x == 0) fill_chunk(step, kPlaces, shared.tree);
@@ -317,17 +324,20 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
         for (uint32_t rest = chunk.emitted; rest != 0; rest &= rest - 1) ++emitted;
       }
       const auto token_of = [&](int32_t p) { return chunk.tree ? step.live + shared.tree.token[p] : chunk.first + p; };
-      const RawStep<T> raw = find_tokens<T>(args, step, place.head, row_block == 0, chunk, token_of, shared);
+      const RawStep<T> raw = find_tokens<T>(args, step, place.head, chunk, token_of, shared);
       __syncthreads();  // (4) input ids are written before they are read; outputs were read before x is overwritten
-      prepare_tokens(args, step, raw, chunk, token_of, shared);
+      prepare_tokens(args, step, raw, place.head, row_block == 0, chunk, token_of, shared);
       run_conv<T>(args, step, place, chunk, shared);
       __syncthreads();  // (6) conv outputs, dt and decay are written before they are read
+      if (raw_state) convert_raw_state(args.checkpoint_dtype, fresh, state);
+      raw_state = false;
       visit_tokens(args, step, place, chunk, state, shared);
       __syncthreads();  // (8) sums are written before they are read
       store_outputs<T>(args, step, place, chunk, token_of, shared);
     }
   }
   if (materialize) {
+    if (raw_state) convert_raw_state(args.checkpoint_dtype, fresh, state);
     const StateRows rows =
         state_rows(params.output.state, LLAMBA_FLOAT32,
                    batch_idx * params.output.state_stride_batch + place.head * params.output.state_stride_head +

@@ -47,52 +47,59 @@ __device__ __forceinline__ void for_each_four(const StateRows& rows, const State
   }
 }
 
-// The raw bits; 16-bit elements in x and y. Not converted here, so that nothing waits for them yet.
+// The raw bits, four 16-bit elements in two floats: not converted here, so that nothing waits for them yet.
 template <int kLanes>
-__device__ __forceinline__ void load_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
-                                           uint4 (&bits)[kRows][2]) {
-#pragma unroll
-  for (int32_t r = 0; r < kRows; ++r) bits[r][0] = bits[r][1] = uint4{0, 0, 0, 0};
+__device__ __forceinline__ void load_raw_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
+                                               State& state) {
   if (rows.dtype == LLAMBA_FLOAT32 && rows.whole) {
     for_each_four<kLanes, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
-      bits[r][c] = load_global_once(reinterpret_cast<const uint4*>(p));
+      const uint4 four = load_global_once(reinterpret_cast<const uint4*>(p));
+      memcpy(&state[r][4 * c], &four, sizeof(four));
     });
   } else if (rows.dtype == LLAMBA_FLOAT32) {
     for_each_four<kLanes, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
-      const unsigned* elements = reinterpret_cast<const unsigned*>(p);
-      bits[r][c] =
-          uint4{load_global(elements), load_global(elements + 1), load_global(elements + 2), load_global(elements + 3)};
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = load_global(reinterpret_cast<const float*>(p) + j);
     });
   } else if (rows.whole) {
     for_each_four<kLanes, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
       const uint2 four = load_global_once(reinterpret_cast<const uint2*>(p));
-      bits[r][c] = uint4{four.x, four.y, 0, 0};
+      memcpy(&state[r][4 * c], &four, sizeof(four));
     });
   } else {
     for_each_four<kLanes, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
-      const uint16_t* elements = reinterpret_cast<const uint16_t*>(p);
-      const unsigned low = load_global(elements), high = load_global(elements + 2);
-      bits[r][c] = uint4{low | static_cast<unsigned>(load_global(elements + 1)) << 16,
-                         high | static_cast<unsigned>(load_global(elements + 3)) << 16, 0, 0};
+      uint16_t four[4];
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) four[j] = load_global(reinterpret_cast<const uint16_t*>(p) + j);
+      memcpy(&state[r][4 * c], four, sizeof(four));
     });
   }
 }
 
 template <typename S>
-__device__ __forceinline__ void convert_as(const uint4 (&bits)[kRows][2], State& state) {
+__device__ __forceinline__ void convert_raw_state_of(State& state) {
 #pragma unroll
   for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int32_t c = 0; c < 2; ++c) {
       S four[4];
-      memcpy(four, &bits[r][c], sizeof(four));
+      memcpy(four, &state[r][4 * c], sizeof(four));
 #pragma unroll
       for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = to_float(four[j]);
     }
   }
 }
-__device__ __forceinline__ void convert_state(llamba_dtype dtype, const uint4 (&bits)[kRows][2], State& state) {
-  LLAMBA_SWITCH_DTYPE(dtype, S, convert_as<S>(bits, state));
+// What load_raw_state has loaded, as numbers; fresh: zeros instead, whatever it was.
+__device__ __forceinline__ void convert_raw_state(llamba_dtype dtype, bool fresh, State& state) {
+  if (fresh) {
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int32_t j = 0; j < kColumns; ++j) state[r][j] = 0.0f;
+    }
+  } else {
+    LLAMBA_SWITCH_DTYPE(dtype, S, convert_raw_state_of<S>(state));
+  }
 }
 
 template <typename S, int kLanes>

@@ -151,86 +151,9 @@ __device__ __forceinline__ void load_taps(const llamba_mamba2_verify_args& args,
   }
 }
 
-// Channels of one kind (x, B or C) that a block needs for some of its tokens.
-struct ConvPart {
-  int32_t channel, nchannels;
-  int32_t first, count;  // visits first to first + count - 1; visit i is token token_of(i)
-  bool keeps_rows;       // this block stores these channels of the step's tokens
-};
-
 // Whether the token with inputs `ids` follows the one with inputs `before`: its window is that one's, moved on by one.
 __device__ __forceinline__ bool follows(const int32_t* ids, const int32_t* before, int32_t width) {
   return ids[width - 2] == before[width - 1];
-}
-
-// sink(visit, c, y): y[kConvVector] conv outputs of channels c ... of the part, SiLU applied, rounded to T; those beyond
-// nchannels are zero. One item is kConvVector channels of some consecutive visits; a token that follows the one before
-// it reads one new raw input.
-template <typename T, typename TokenOf, typename Sink>
-__device__ __forceinline__ void conv_part(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                          const int32_t* inputs, const ConvPart& part, TokenOf token_of, Sink sink) {
-  const int32_t width = args.cursor.width, threads = blockDim.x;
-  const int32_t vectors = (part.nchannels + kConvVector - 1) / kConvVector;
-  const int32_t pieces = (threads + vectors - 1) / vectors;  // of the visits, so that most threads have an item
-  const int32_t piece = (part.count + pieces - 1) / pieces;
-  const T* slot_rows = static_cast<const T*>(args.rows) + step.slot * args.rows_stride_slot;
-  const T* new_tokens = static_cast<const T*>(args.xBC) + step.batch_idx * args.xBC_stride_batch;
-  for (int32_t item = threadIdx.x; item < vectors * pieces; item += threads) {
-    const int32_t c = item % vectors * kConvVector, channel = part.channel + c, rest = part.nchannels - c;
-    const int32_t begin = part.first + item / vectors * piece;
-    const int32_t end = begin + piece < part.first + part.count ? begin + piece : part.first + part.count;
-    if (begin >= end) continue;
-    float taps[kMostWidth][kConvVector], bias[kConvVector], window[kMostWidth][kConvVector];
-    load_taps<T>(args, channel, rest, taps);
-    for (int32_t j = 0; j < kConvVector; ++j) {
-      const T* from = static_cast<const T*>(args.conv_bias) + channel + (j < rest ? j : 0);
-      bias[j] = args.conv_bias != nullptr ? to_float(load_global(from)) : 0.0f;
-    }
-    int32_t before = -1;
-#pragma unroll 1
-    for (int32_t visit = begin; visit < end; ++visit) {
-      const int32_t t = token_of(visit);
-      const int32_t* ids = inputs + t * kMostWidth;
-      const bool moved_on = before >= 0 && follows(ids, inputs + before * kMostWidth, width);
-      before = t;
-      T raw[kConvVector];
-#pragma unroll
-      for (int32_t tap = 0; tap < kMostWidth; ++tap) {
-        const int32_t from = tap - (kMostWidth - width);
-        if (from < 0) continue;
-        if (moved_on && tap + 1 < kMostWidth) {
-          for (int32_t j = 0; j < kConvVector; ++j) window[tap][j] = window[tap + 1][j];
-          continue;
-        }
-        const int32_t id = ids[from];
-        if (id == kNoInput) {
-          for (int32_t j = 0; j < kConvVector; ++j) raw[j] = T{};
-        } else {
-          const T* source =
-              id >= 0 ? slot_rows + id * args.rows_stride_row : new_tokens + (-2 - id) * args.xBC_stride_token;
-          load_vector(source + channel, rest, raw);
-        }
-        for (int32_t j = 0; j < kConvVector; ++j) window[tap][j] = to_float(raw[j]);
-      }
-      float y[kConvVector];
-      for (int32_t j = 0; j < kConvVector; ++j) {
-        float sum = bias[j];
-#pragma unroll
-        for (int32_t tap = 0; tap < kMostWidth; ++tap) {
-          if (tap >= kMostWidth - width) sum = fmaf(taps[tap][j], window[tap][j], sum);
-        }
-        y[j] = j < rest ? rounded_to<T>(silu<T>(sum)) : 0.0f;
-      }
-      sink(visit, c, y);
-      if (part.keeps_rows && t >= step.live) {
-        const int32_t row = new_row(args, step, t - step.live);
-        if (row >= 0) {
-          T* kept = static_cast<T*>(args.rows) + step.slot * args.rows_stride_slot + row * args.rows_stride_row;
-          store_vector(kept + channel, rest, raw);  // raw: the newest input is the last that was read
-        }
-      }
-    }
-  }
 }
 
 // dt of token t after bias and softplus. keep: store the raw dt of a new token as its row.

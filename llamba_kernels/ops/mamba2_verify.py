@@ -7,15 +7,17 @@ from .._load import call, operator
 ALGORITHMS = {"recurrent": 0, "matmul": 1}  # llamba_algorithm in csrc/include/llamba.h
 
 
-def choose_algorithm(device_type, capacity, width, fold_every):
+def choose_algorithm(device_type, dtype, capacity, width, fold_every):
     """The algorithm of a session: one for all its steps, whatever their tokens and batch.
 
     The recurrence costs three instructions per state element and token, replayed ones included; the closed form a fixed
-    six (it splits the state for the tensor cores) and next to nothing per token. So it pays from windows of four.
+    six (it splits the state for the tensor cores) and next to nothing per token, so it pays from windows of four. Its
+    shared memory holds windows of sixteen on every GPU. float32 activations would take it eight products for each one.
     capacity, width, fold_every: of the session; they bound its window.
     """
     max_window = (capacity - (width - 1) - (fold_every - 1)) // 2
-    return "matmul" if device_type == "cuda" and max_window >= 4 else "recurrent"
+    pays = device_type == "cuda" and dtype != torch.float32 and 4 <= max_window <= 16
+    return "matmul" if pays else "recurrent"
 
 
 @operator
@@ -86,7 +88,8 @@ def mamba2_verify(
         raise ValueError(f"mamba2_verify: algorithm must be auto, recurrent or matmul; got {algorithm!r}")
     if algorithm == "auto":
         sizes = rows.shape[1:2] + conv_weight.shape[1:2]  # a tensor of another rank is refused below
-        algorithm = choose_algorithm(xBC.device.type, *sizes, fold_every) if len(sizes) == 2 else "recurrent"
+        known = len(sizes) == 2
+        algorithm = choose_algorithm(xBC.device.type, xBC.dtype, *sizes, fold_every) if known else "recurrent"
     if out is None:
         out = torch.empty((*xBC.shape[:2], *checkpoint.shape[1:3]), dtype=xBC.dtype, device=xBC.device)
     call(

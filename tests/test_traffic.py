@@ -1,0 +1,83 @@
+"""What mamba2_verify asks of global memory, counted by the executor in sectors of 32 bytes.
+
+Necessary, for each sequence of a step: the state once, inputs and outputs of the K new tokens, K + live + width-1 whole
+rows of xBC and dt; once, the parameters. A step that folds stores the state as well.
+"""
+
+import on_device
+import pytest
+import torch
+from test_mamba2_verify import int32, make_layer
+
+pytestmark = pytest.mark.device_only
+SECTOR, MULTIPROCESSORS = 32, 132
+BASE = dict(nheads=80, headdim=64, dstate=128, dtype=torch.bfloat16)
+
+
+def necessary(layer, window, live, batch, fold):
+    state, row = layer.checkpoint[0].nbytes, layer.rows[0, 0].nbytes + layer.dt_rows[0, 0].nbytes
+    outputs = layer.checkpoint[0, ..., 0].numel() * layer.rows.element_size()
+    kept = window + live + layer.cursor.session.width - 1
+    sequence = state * (1 + fold) + window * (row + outputs) + kept * row
+    return (batch * sequence + sum(each.nbytes for each in layer.parameters.values())) / SECTOR
+
+
+def measure(batch=1, window=4, live=4, fold=False, **change):
+    """Distinct sectors and requested ones of one step, both over what is necessary."""
+    layer = make_layer(nslots=batch, max_window=max(window, live), fold_every=live if fold else 64, **BASE | change)
+    for buffer in (layer.checkpoint, layer.rows, layer.dt_rows):
+        buffer.zero_()
+    slots = int32(*range(batch))
+    layer.cursor.reset(slots, int32(*[3 * live if fold else 64 + live] * batch))
+    if fold:  # a prompt leaves nothing to fold: one step of live tokens does
+        layer.cursor.begin(slots, int32(*[live] * batch))
+        layer.cursor.commit(slots, int32(*[live] * batch))
+    layer.cursor.begin(slots, int32(*[window] * batch))
+    assert layer.cursor.table[0, 1:3].tolist() == [live, live if fold else 0]
+    xBC, dt = layer.tokens(batch, window)
+    with on_device.multiprocessors(MULTIPROCESSORS):
+        _, (loaded, stored, requested) = on_device.count_sectors(lambda: layer.verify(xBC, dt, slots))
+    needed = necessary(layer, window, live, batch, fold)
+    return (loaded + stored) / needed, requested / needed
+
+
+@pytest.fixture(autouse=True)
+def executor(request):
+    if request.config.getoption("--device") != "simt":
+        pytest.skip("only the executor counts")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("fold", [False, True])
+def test_little_more_than_what_is_necessary(batch, fold):
+    distinct, requested = measure(batch=batch, fold=fold)
+    assert distinct <= 1.05 and requested <= 1.5
+
+
+SHAPES = {
+    "K 1, live 0": dict(window=1, live=0),
+    "K 1, live 4": dict(window=1, live=4),
+    "K 8, live 8": dict(window=8, live=8),
+    "K 16, live 16": dict(window=16, live=16),
+    "bf16 state": dict(checkpoint_dtype=torch.bfloat16),
+    "fp32 inputs": dict(dtype=torch.float32),
+    "8 groups": dict(nheads=128, B_heads=8, C_heads=8),
+    "dstate 64": dict(dstate=64),
+    "dstate 256": dict(nheads=40, dstate=256),
+    "dstate 16": dict(nheads=24, dstate=16),
+    "headdim 80": dict(nheads=64, headdim=80),
+    "9 heads over 3": dict(nheads=9, x_heads=3, B_heads=3, C_heads=9, dstate=64),
+}
+
+
+@pytest.mark.slow
+def test_print_other_shapes(capsys):
+    """Nothing is promised of these; the state is read once in all of them."""
+    lines = [f"{'80 heads of 64 x 128, K 4, live 4, but':40}  batch  distinct  requested   over what is necessary"]
+    for name, change in {"": {}, "a fold": dict(fold=True), **SHAPES}.items():
+        for batch in (1, 4):
+            distinct, requested = measure(batch=batch, **change)
+            lines.append(f"{name:40} {batch:6} {distinct:9.3f} {requested:10.2f}")
+            assert distinct <= 1.1
+    with capsys.disabled():
+        print("", *lines, sep="\n")
