@@ -8,6 +8,7 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,39 @@ class Fact(NamedTuple):
     forbidden: tuple = ()
 
 
+# The state is nearly all that a step reads: the lanes' loads of it are to be as wide as they go, 16 bytes of a float32
+# checkpoint and 8 of a 16-bit one, and not to stay in L1 (NA), where no one reads them again; so are its stores.
+STATE = ("LDG.NA.128", "LDG.NA.64", "STG.128", "STG.64")
 FACTS = [
-    # LDL, STL: local memory. LD, ST: an address of which the compiler does not know the memory.
-    Fact("*", "sm_*", forbidden=("LDL", "STL", "LD", "ST")),
+    # Local memory: spills and arrays with unknown indices, DRAM traffic that competes with the state's.
+    Fact("*", "sm_*", forbidden=("LDL", "STL")),
+    # An address of which the compiler does not know the memory: slower, and ordered after shared memory's accesses too.
+    # Not of mamba2_*: Mamba2Step's pointers may be null or unset, so the compiler does not know that they are global.
+    Fact("*", "sm_*", forbidden=("ST",)),
+    Fact("[!m]*", "sm_*", forbidden=("LD",)),
+    # The row table is rebuilt in shared memory.
     Fact("cursor_commit_kernel", "sm_*", required=("BAR.SYNC", "LDS", "STS")),
+    # B, C and x of a token come from shared memory four at a time; sums over dstate go through registers, not memory.
+    Fact("mamba2_recurrent_kernel<*>", "sm_*", required=(*STATE, "LDS.128", "SHFL.BFLY")),
+    # Tensor cores, bfloat16 pieces with float32 sums, two registers of a fragment in each load.
+    Fact("mamba2_matmul_kernel<*, false>", "sm_*", required=(*STATE, "HMMA.16816.F32.BF16", "LDS.64")),
+    # Hopper: bulk copies bring the state, and barriers in shared memory count their bytes; no lane loads it.
+    Fact(
+        "mamba2_matmul_kernel<*, true>",
+        "sm_90a",
+        required=(*STATE[2:], "HMMA.16816.F32.BF16", "LDS.64", "UBLKCP", "SYNCS.ARRIVE", "SYNCS.PHASECHK.TRYWAIT"),
+        forbidden=("LDG.NA",),
+    ),
+    # ... elsewhere it does nothing, and is not launched.
+    Fact("mamba2_matmul_kernel<*, true>", "sm_8*", forbidden=("LDG", "STG", "LDS", "STS", "HMMA")),
+    # These wait for memory alone: 16 bytes a lane, or a warp has too few bytes under way.
+    Fact("*rms_norm_kernel<*>", "sm_*", required=("LDG.128", "STG.128", "SHFL.BFLY")),
+    Fact("rope_kernel<*>", "sm_*", required=("LDG.128", "STG.128")),
+    Fact("silu_mul_kernel<*>", "sm_*", required=("LDG.128", "STG.128")),
+    Fact("slot_copy_kernel", "sm_*", required=("LDG.128", "STG.128")),
+    Fact("state_import_kernel<*>", "sm_*", required=("LDG.128", "STG.128")),
+    # Reads whole rows of logits; sums in double, as on the CPU, or another token is drawn.
+    Fact("speculative_accept_kernel<*>", "sm_*", required=("LDG.128", "DADD", "SHFL")),
 ]
 
 
@@ -38,8 +68,15 @@ def find_cuobjdump():
     return str(next(Path(file.locate()) for file in files if file.name == "cuobjdump"))
 
 
-def dump(cuobjdump, library):
-    return subprocess.run([cuobjdump, "-sass", library], capture_output=True, text=True, check=True).stdout
+def dump(cuobjdump, library, archs):
+    """A process for each architecture, at the same time: it is seconds of work."""
+
+    def dump_one(arch):
+        command = [cuobjdump, "-sass", "-arch", arch, library]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with ThreadPoolExecutor() as threads:
+        return "".join(threads.map(dump_one, archs))
 
 
 def read_sass(text):
