@@ -10,7 +10,8 @@ CUDACXX or CUDA_HOME. Compiled files stay in build/, so that the next build comp
 Two variants for tests; `python setup.py build` puts a copy of the package beside whatever else is built:
 LLAMBA_SANITIZE=address  into build/address/lib, its CPU libraries with AddressSanitizer and UndefinedBehaviorSanitizer
 LLAMBA_SIMT=1            into build/simt/lib; libllamba_cuda.so is the CUDA kernels, built by the C++ compiler
-                         for the executor of csrc/simt, and operators on CPU tensors run them. Both: build/simt-address
+                         for the executor of csrc/simt, and operators on CPU tensors run them. libllamba_cpu.so is the
+                         ordinary one. Both: build/simt-address, where only libllamba_cuda.so has the sanitizers
 """
 
 import importlib.metadata
@@ -175,17 +176,7 @@ def quote(path):
     return shlex.quote(str(path)).replace("$", "$$")
 
 
-def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
-    """The whole compile graph. Libraries go to <folder>/native."""
-    folder, sanitize = build_folder(sanitizer, simt), SANITIZE_FLAGS[sanitizer]
-    ninja = NinjaFile(folder)
-    compiler_flags = f"{CXX_FLAGS} {'-DLLAMBA_SIMT' if simt else ''} {sanitize}"
-    ninja.rule("cxx", f"{cxx} -MD -MF $out.d {compiler_flags} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
-    ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs {sanitize} $flags")
-
-    def compile_cxx(source, flags="", suffix=""):
-        return ninja.build("cxx", f"{folder}/{source}{suffix}.o", [source], flags=flags)
-
+def compile_cpu_library(compile_cxx):
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     machine = "-DLLAMBA_X86" if x86 else ""
     common = [path for path in sources("csrc/common/*.cpp") if not path.endswith(("_op.cpp", "_cuda.cpp"))]
@@ -196,7 +187,27 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
             if isa == "avx512bf16" and "__AVX512BF16__" not in (ROOT / source).read_text():
                 continue  # it would be the avx512 code: csrc/common/cpu_isa.h calls that instead
             objects.append(compile_cxx(source, f"{machine} -DLLAMBA_ISA={isa} {ISA_FLAGS[isa]}", f".{isa}"))
-    cpu = ninja.build("link", f"{folder}/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
+    return objects
+
+
+def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
+    """The whole compile graph. Libraries go to <folder>/native; under SIMT all but the CPU library, the ordinary one."""
+    folder, sanitize = build_folder(sanitizer, simt), SANITIZE_FLAGS[sanitizer]
+    ninja = NinjaFile(folder)
+    compiler_flags = f"{CXX_FLAGS} {'-DLLAMBA_SIMT' if simt else ''} {'' if simt else sanitize}"
+    ninja.rule("cxx", f"{cxx} -MD -MF $out.d {compiler_flags} $flags -c $in -o $out", depfile="$out.d", deps="gcc")
+    ninja.rule("link", f"{cxx} -shared -o $out $in -Wl,-z,defs {'' if simt else sanitize} $flags")
+
+    def compile_cxx(source, flags="", suffix=""):
+        return ninja.build("cxx", f"{folder}/{source}{suffix}.o", [source], flags=flags)
+
+    if simt:
+        ninja.rule("copy", "cp $in $out")
+        ordinary = f"{build_folder('', False)}/native/libllamba_cpu.so"
+        cpu = ninja.build("copy", f"{folder}/native/libllamba_cpu.so", [ordinary])
+    else:
+        objects = compile_cpu_library(compile_cxx)
+        cpu = ninja.build("link", f"{folder}/native/libllamba_cpu.so", objects, flags="-Wl,-soname,libllamba_cpu.so")
 
     torch_flags = f"{TORCH_FLAGS} -isystem {quote(torch / 'include')}"
     objects = [compile_cxx(source, torch_flags) for source in sources("csrc/ops.cpp", "csrc/*/*_op.cpp")]
@@ -206,11 +217,11 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
     ninja.build("link", f"{folder}/native/_C.so", objects, implicit=[cpu], flags=libraries)
 
     if simt:
-        launchers = [compile_cxx(source, f"-xc++ {SIMT_FLAGS}") for source in sources("csrc/*/*_launch.cu")]
-        objects = launchers + [compile_cxx(source) for source in sources("csrc/simt/*.cpp")]
+        objects = [compile_cxx(source, f"-xc++ {SIMT_FLAGS} {sanitize}") for source in sources("csrc/*/*_launch.cu")]
+        objects += [compile_cxx(source, sanitize) for source in sources("csrc/simt/*.cpp", "csrc/common/error.cpp")]
         objects += [compile_cxx(source, "-DLLAMBA_CUDA_ARCHS='\"simt\"'") for source in sources("csrc/*/*_cuda.cpp")]
-        objects.append(f"{folder}/csrc/common/error.cpp.o")
-        ninja.build("link", f"{folder}/native/libllamba_cuda.so", objects, flags="-Wl,-soname,libllamba_cuda.so")
+        flags = f"-Wl,-soname,libllamba_cuda.so {sanitize}"
+        ninja.build("link", f"{folder}/native/libllamba_cuda.so", objects, flags=flags)
     elif nvcc:
         codes = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)
         log = "> $out.ptxas 2>&1 || (cat $out.ptxas; false)"  # kept: tests read registers and spills from it
@@ -223,6 +234,14 @@ def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
         objects += [compile_cxx(source, archs_flag) for source in sources("csrc/*/*_cuda.cpp")]
         ninja.build("nvcc_link", f"{folder}/native/libllamba_cuda.so", [*objects, f"{folder}/csrc/common/error.cpp.o"])
     return "\n".join(ninja.lines) + "\n"
+
+
+def run_ninja(path, text, *targets):
+    (path.parent / "native").mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    if subprocess.run([*find_ninja(), "-f", path, *jobs, *targets], cwd=ROOT).returncode != 0:
+        stop("the native build must succeed; the compiler's messages are above")
 
 
 def write_ptxas_log(folder, nvcc):
@@ -259,12 +278,11 @@ class BuildNative(build_ext):
         super().run()
 
     def build_extensions(self):
-        folder = ROOT / build_folder(SANITIZER, SIMT)
-        (folder / "native").mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(TORCH, find_cxx(), NVCC, ARCHS, SANITIZER, SIMT))
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([*find_ninja(), "-f", folder / "build.ninja", *jobs], cwd=ROOT).returncode != 0:
-            stop("the native build must succeed; the compiler's messages are above")
+        folder, ordinary = ROOT / build_folder(SANITIZER, SIMT), ROOT / build_folder("", False)
+        if SIMT:
+            cpu_only = ninja_file(TORCH, find_cxx(), None, [], "", False)
+            run_ninja(ordinary / "cpu.ninja", cpu_only, f"{build_folder('', False)}/native/libllamba_cpu.so")
+        run_ninja(folder / "build.ninja", ninja_file(TORCH, find_cxx(), NVCC, ARCHS, SANITIZER, SIMT))
         write_ptxas_log(folder, NVCC)
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
