@@ -35,7 +35,7 @@ def measure(batch=1, window=4, live=4, fold=False, **change):
     layer.cursor.begin(slots, int32(*[window] * batch))
     assert layer.cursor.table[0, 1:3].tolist() == [live, live if fold else 0]
     xBC, dt = layer.tokens(batch, window)
-    with on_device.multiprocessors(MULTIPROCESSORS):
+    with on_device.another_device(multiprocessors=MULTIPROCESSORS):
         _, (loaded, stored, requested) = on_device.count_sectors(lambda: layer.verify(xBC, dt, slots))
     needed = necessary(layer, window, live, batch, fold)
     return (loaded + stored) / needed, requested / needed

@@ -1,5 +1,5 @@
 // mamba2_verify, closed form: how many warps a block has, and the launch.
-#include "common/cuda_check.h"
+#include "common/device_limits.h"
 #include "mamba2_verify/mamba2_cuda.h"
 #include "mamba2_verify/mamba2_matmul_kernel.cuh"
 
