@@ -168,15 +168,5 @@ __device__ __forceinline__ int32_t opaque(int32_t x) {
   return x;
 }
 
-// ---- programmatic dependent launch: a kernel that starts before its predecessor has ended ----
-
-#if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-#else
-__device__ __forceinline__ void wait_for_previous_kernel() {}
-__device__ __forceinline__ void let_next_kernel_start() {}
-#endif
-
 }  // namespace llamba
 #endif
