@@ -1,6 +1,6 @@
-// Calls every llamba_<op>_cuda so that it launches each of its kernels, under the runtime of cuda_runtime.cpp, on the GPU
-// that the arguments name: its architecture and the most shared memory of a block. A kernel that no call launches fails
-// the gates of tests/cuda_gates.py.
+// Calls every llamba_<op>_cuda so that it launches each of its kernels, under the runtime of cuda_runtime.cpp, for the
+// GPU that the arguments describe: its architecture and the most shared memory of a block. A kernel that no call launches
+// fails the gates of tests/cuda_gates.py.
 #include "cuda_launches.h"
 
 #include <initializer_list>

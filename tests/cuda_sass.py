@@ -1,14 +1,16 @@
-"""Facts about the machine instructions of the CUDA kernels, and the reading of them with cuobjdump.
+"""Facts about the machine instructions of the CUDA kernels, and the reading of them with nvdisasm.
 
 An instruction is named by its opcode and those of its modifiers that matter, in any order: LDG.128 is in
 LDG.E.128.CONSTANT, and LD is not in LDG.
 """
 
 import importlib.metadata
+import itertools
 import re
 import shutil
+import struct
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -29,10 +31,8 @@ STATE = ("LDG.NA.128", "LDG.NA.64", "STG.128", "STG.64")
 FACTS = [
     # Local memory: spills and arrays with unknown indices, DRAM traffic that competes with the state's.
     Fact("*", "sm_*", forbidden=("LDL", "STL")),
-    # An address of which the compiler does not know the memory: slower, and ordered after shared memory's accesses too.
-    # Not of mamba2_*: Mamba2Step's pointers may be null or unset, so the compiler does not know that they are global.
-    Fact("*", "sm_*", forbidden=("ST",)),
-    Fact("[!m]*", "sm_*", forbidden=("LD",)),
+    # An address of which the compiler does not know the memory: slower, and waits for shared memory's accesses too.
+    Fact("*", "sm_*", forbidden=("LD", "ST")),
     # The row table is rebuilt in shared memory.
     Fact("cursor_commit_kernel", "sm_*", required=("BAR.SYNC", "LDS", "STS")),
     # B, C and x of a token come from shared memory four at a time; sums over dstate go through registers, not memory.
@@ -68,28 +68,51 @@ def find_cuobjdump():
     return str(next(Path(file.locate()) for file in files if file.name == "cuobjdump"))
 
 
-def dump(cuobjdump, library, archs):
-    """A process for each architecture, at the same time: it is seconds of work."""
-
-    def dump_one(arch):
-        command = [cuobjdump, "-sass", "-arch", arch, library]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    with ThreadPoolExecutor() as threads:
-        return "".join(threads.map(dump_one, archs))
-
-
-def read_sass(text):
-    """{(kernel, arch): set of instructions}, an instruction being its opcode with its modifiers."""
+def read_sass(cuobjdump, library):
+    """{(kernel, arch): set of instructions}, an instruction being its opcode with its modifiers. cuobjdump could also
+    disassemble, but it takes three times as long as one nvdisasm for all the code of an architecture.
+    """
     found = {}
-    for code in re.split(r"^\s*code for ", text, flags=re.MULTILINE)[1:]:
-        arch = code.split()[0]
-        for function in code.split("Function : ")[1:]:
-            # An offset, perhaps a predicate, the instruction; the same line goes on with operands and encoding.
-            lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+ +)?([A-Z][\w.]*)", function, flags=re.MULTILINE)
-            found[function.split()[0], arch] = set(lines)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [cuobjdump, "-xelf", "all", Path(library).resolve()], cwd=folder, check=True, capture_output=True
+        )
+        code = {}
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            code.setdefault(cubin.stem.rpartition(".")[2], {}).update(read_code(cubin.read_bytes()))
+        for arch, kernels in code.items():
+            if not kernels:
+                continue
+            raw = Path(folder) / arch
+            raw.write_bytes(b"".join(kernels.values()))
+            nvdisasm = [Path(cuobjdump).with_name("nvdisasm"), "-ndf", "-b", arch.replace("sm_", "SM"), raw]
+            text = subprocess.run(nvdisasm, capture_output=True, text=True, check=True).stdout
+            instructions = read_instructions(text)
+            if 16 * len(instructions) != raw.stat().st_size:
+                raise ValueError(f"{arch}: instructions must be {raw.stat().st_size // 16}; got {len(instructions)}")
+            instructions = iter(instructions)
+            for kernel, binary in kernels.items():
+                found[kernel, arch] = set(itertools.islice(instructions, len(binary) // 16))
     names = short_names(sorted({kernel for kernel, _ in found}))
     return {(names[kernel], arch): instructions for (kernel, arch), instructions in found.items()}
+
+
+def read_code(cubin):
+    """{mangled name: code} of an ELF file's kernels."""
+    (headers,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, strings = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<I20xQQ", cubin, headers + i * size) for i in range(count)]  # name, offset, bytes
+    code = {}
+    for name, offset, length in sections:
+        name = cubin[sections[strings][1] + name :].partition(b"\0")[0].decode()
+        if name.startswith(".text."):
+            code[name.removeprefix(".text.")] = cubin[offset : offset + length]
+    return code
+
+
+def read_instructions(text):
+    """Of nvdisasm's lines: an offset, perhaps a predicate, the instruction with its modifiers, operands."""
+    return re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+ +)?([A-Z][\w.]*)", text, flags=re.MULTILINE)
 
 
 def is_instruction(wanted, instruction):

@@ -1,9 +1,11 @@
 """The readers behind tests/cuda_gates.py and cuda_sass.py, on literal excerpts; blocks per SM."""
 
+import struct
+
 import pytest
 from cuda_build import Launch, Usage, read_launches, read_ptxas, short_name
 from cuda_occupancy import ARCHS, blocks_per_sm
-from cuda_sass import is_instruction, read_sass
+from cuda_sass import is_instruction, read_code, read_instructions
 
 MANGLED = (
     "_ZN6llamba36_GLOBAL__N__9e609c31_4_a_cu_0e96eb7e4scanI13__nv_bfloat166__halfLin4ELb1ELNS_4ModeE1EEEvNS_4ArgsE"
@@ -25,22 +27,14 @@ ptxas info    : Function properties for {MANGLED}
 ptxas info    : Used 26 registers, used 0 barriers
 ptxas info    : Compile time = 5.476 ms
 """
-SASS = f"""
-Fatbin elf code:
-================
-arch = sm_90a
+SASS = """
+.target\tsm_90a
 
-\tcode for sm_90a
-\t.target\tsm_90a
-
-\t\tFunction : {MANGLED}
-\t.headerflags\t@"EF_CUDA_ACCELERATORS EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
-        /*0000*/                   LDC R1, c[0x0][0x28] ;                           /* 0x00000a00ff017b82 */
-                                                                                    /* 0x000fe20000000800 */
-        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;        /* 0x0000000402007981 */
-                                                                                    /* 0x0000a2000c1e1900 */
-        /*0020*/             @!UP1 UBLKCP.S.G [UR4], [UR6], UR8 ;                   /* 0x00000004060073ba */
-        /*11230*/                  LDC R1, c[0x0][0x28] ;                           /* 0x00000a00ff017b82 */
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+.L_x_0:
+        /*0020*/             @!UP1 UBLKCP.S.G [UR4], [UR6], UR8 ;
+        /*11230*/                  LDC R1, c[0x0][0x28] ;
 """
 SCAN = "scan<bfloat16, float16, -4, true, 1>"
 
@@ -70,7 +64,15 @@ def test_launches_are_read_once_each():
 
 
 def test_sass_is_read_with_predicates_and_modifiers():
-    assert read_sass(SASS) == {(SCAN, "sm_90a"): {"LDC", "LDG.E.128.CONSTANT", "UBLKCP.S.G"}}
+    assert read_instructions(SASS) == ["LDC", "LDG.E.128.CONSTANT", "UBLKCP.S.G", "LDC"]
+
+
+def test_code_is_read_from_the_sections_of_kernels():
+    names, code = b"\0.names\0.text.scan\0.text.copy\0", b"sixteen bytes...thirty-two bytes of another one.."
+    sections = [(1, len(code) + 64, len(names)), (8, 64, 16), (19, 80, 33)]  # name, offset, bytes
+    headers = b"".join(struct.pack("<I20xQQ24x", *section) for section in sections)
+    start = struct.pack("<40xQ10xHHH", 64 + len(code) + len(names), 64, len(sections), 0)
+    assert read_code(start + code + names + headers) == {"scan": code[:16], "copy": code[16:49]}
 
 
 def test_instructions_match_by_opcode_and_modifiers():
