@@ -19,6 +19,7 @@ __device__ __forceinline__ unsigned shared_address(const void* shared) {
 
 template <typename T>
 __device__ __forceinline__ T load_global(const T* p) {
+  __builtin_assume(__isGlobal(p));  // the compiler cannot tell of a pointer that lay in shared memory
   return *p;
 }
 // What no other block reads: it need not stay in L1.
