@@ -1,20 +1,17 @@
 """Random calls of every operator (tests/fuzz.py): some here, 10,000 against libraries with AddressSanitizer."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import fuzz
 import pytest
+import sanitized
 import torch
 from fuzz_arguments import Draw, embed, flat, gathered
 from fuzz_case import Op
 from fuzz_ops import OPS
 
 from llamba_kernels import ops
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_some_random_calls():
@@ -118,22 +115,12 @@ def test_embedded_values_lie_among_traps():
 
 @pytest.mark.slow
 def test_ten_thousand_calls_with_address_sanitizer():
-    compiler = os.environ.get("CXX", "g++")
-    names = [f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so")]
-    runtime = [subprocess.run([compiler, name], capture_output=True, text=True).stdout.strip() for name in names]
-    if not all(map(os.path.isabs, runtime)):
-        pytest.skip("the compiler has no AddressSanitizer")
-    build = [sys.executable, "setup.py", "-q", "build"]
-    subprocess.run(build, cwd=ROOT, env={**os.environ, "LLAMBA_SANITIZE": "address"}, check=True)
-    library = ROOT / "build" / "address" / "lib"
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(runtime),  # with libstdc++ beside it, or it does not find __cxa_throw
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": str(library),
-    }
+    sanitized.runtime()
+    library = sanitized.build()
     command = [sys.executable, "tests/fuzz.py", "--calls", "10000"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=sanitized.ROOT, env=sanitized.environment(library), capture_output=True, text=True
+    )
     print(result.stdout, result.stderr[-8000:])
     assert result.returncode == 0
     first, *table, last = result.stdout.splitlines()

@@ -80,7 +80,9 @@ def test_blocks_of_every_shape_give_the_same_bits(checkpoint_dtype, simt):
     """One head or several a block, one tile or a whole head, states by loads or by bulk copies."""
     results = {}
     for multiprocessors, arch in ((1, 80), (1, 90), (4, 90), (100, 80), (1000, 90)):
-        change = dict(nheads=8, dstate=128, dtype=torch.bfloat16, checkpoint_dtype=checkpoint_dtype, nslots=4)
+        # on one multiprocessor four heads a block: stages are used again
+        sizes = dict(nheads=16, headdim=32, dstate=128)
+        change = dict(dtype=torch.bfloat16, checkpoint_dtype=checkpoint_dtype, nslots=4, **sizes)
         layer, generator = make_layer(3, **change), torch.Generator().manual_seed(7)
         layer.algorithm, outs = "matmul", []
         for ntokens, accepted in (((5, 2, 4), (5, 2, 1)), ((1, 5, 5), (1, 3, 5)), ((5, 5, 5), (4, 0, 1))):

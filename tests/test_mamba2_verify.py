@@ -228,7 +228,7 @@ def test_sliced_inputs_equal_dense_ones():
     layer.parameters["conv_weight"] = layer.parameters["conv_weight"].t().contiguous().t()
     both = torch.full((*layer.rows.shape[:2], layer.conv_dim + layer.nheads + 5), NAN)  # columns of one buffer
     layer.rows, layer.dt_rows = both[..., 2 : 2 + layer.conv_dim], both[..., -3 - layer.nheads : -3]
-    layer.checkpoint = torch.full((2, 8, 64, 80), NAN)[..., 5 : 5 + 64]
+    layer.checkpoint = torch.full((2, 9, 67, 80), NAN)[:, 1:, 2 : 2 + 64, 5 : 5 + 64]
     for _ in range(3):
         outs = []
         for each, inputs in ((layer, sliced), (dense, (xBC, dt))):

@@ -1,0 +1,74 @@
+"""The CUDA kernels' own source, on the CPU: the operators' tests run against the executor of csrc/simt (--device simt).
+
+Built with AddressSanitizer and UndefinedBehaviorSanitizer; each block under a random schedule of its threads. The tests
+are those of every operator with a CUDA kernel, in two processes side by side.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import sanitized
+
+TESTS = sanitized.ROOT / "tests"
+SEED = int(os.environ.get("LLAMBA_SIMT_SEED", "1"))  # of the thread schedules
+ELSEWHERE = {"state_import": "materialize"}  # whose tests are another's
+WHOLE_STEPS = ["test_mamba2_walk.py", "test_step.py"]
+SLOWEST = "test_mamba2_[mw]*.py"  # about half of the time: a process of their own
+LEAST = 600  # tests that must run
+
+
+def kernel_tests():
+    """The tests of every csrc/<op>/<stem>_launch.cu, and of what else needs a device."""
+    names = set(WHOLE_STEPS)
+    for launcher in sanitized.ROOT.glob("csrc/*/*_launch.cu"):
+        stem = launcher.name.removesuffix("_launch.cu")
+        found = [path.name for path in TESTS.glob(f"test_{ELSEWHERE.get(stem, stem)}*.py")]
+        assert found, f"{launcher.name} must have tests/test_{stem}*.py"
+        names.update(found)
+    marked = [path.name for path in TESTS.glob("test_*.py") if "pytest.mark.device_only" in path.read_text()]
+    return sorted(names.union(marked))
+
+
+@pytest.fixture(scope="module")
+def environment():
+    sanitized.runtime()
+    library = sanitized.build(LLAMBA_SIMT="1")
+    return {**sanitized.environment(library), "OMP_NUM_THREADS": "1"}
+
+
+def start(environment, names, seed, *options):
+    options = [f"--simt-seed={seed}", "--capture=sys", *options]  # a sanitizer writes to the file, not to sys.stderr
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "--device=simt", "-p", "no:cacheprovider", *options]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*command, *(f"tests/{name}" for name in names)], cwd=TESTS.parent, env=environment, **pipes
+    )
+
+
+def finish(process, seed):
+    """How many tests passed."""
+    output = process.communicate()[0]
+    closing = output.rstrip().splitlines()[-1]
+    print(f"schedules of seed {seed}: {closing}")
+    assert process.returncode == 0, f"LLAMBA_SIMT_SEED={seed}: exit status {process.returncode}\n{output[-8000:]}"
+    return int(re.search(r"(\d+) passed", closing)[1])
+
+
+def test_every_kernels_tests_with_sanitizers(environment):
+    slowest = sorted(path.name for path in TESTS.glob(SLOWEST))
+    others = [name for name in kernel_tests() if name not in slowest]
+    assert len(slowest) > 1 and len(others) > 5
+    processes = [start(environment, names, SEED) for names in (slowest, others)]
+    assert sum(finish(process, SEED) for process in processes) >= LEAST
+
+
+def test_a_few_tests_under_several_schedules(environment):
+    """A fold, a tree, a conv of 16-bit inputs, bulk copies, several warps to a sum."""
+    few = "chain or tree or row or batch"
+    names = ["test_mamba2_matmul.py", "test_mamba2_verify.py", "test_rms_norm.py"]
+    seeds = (SEED + 1, SEED + 2)
+    processes = [start(environment, names, seed, "-k", few) for seed in seeds]
+    assert all([finish(process, seed) > 5 for process, seed in zip(processes, seeds, strict=True)])
