@@ -22,7 +22,6 @@ TABLE = ROOT / "csrc" / "kernels.txt"
 SLACK = 4  # a kernel may use so many registers fewer than the table says; beyond that the table is to be written anew
 EMPTY = 4  # registers of a kernel that does nothing
 LEAST_BLOCKS = {  # of a kernel, on one SM; the first pattern that fits its name counts
-    "speculative_accept_kernel<*>": 1,  # 1024 threads on a sequence's rows, and rarely more sequences than SMs
     "*": 2,
 }
 
