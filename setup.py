@@ -191,7 +191,7 @@ def compile_cpu_library(compile_cxx):
 
 
 def ninja_file(torch, cxx, nvcc, archs, sanitizer, simt):
-    """The whole compile graph. Libraries go to <folder>/native; under SIMT all but the CPU library, the ordinary one."""
+    """The whole compile graph. Libraries go to <folder>/native; SIMT links the ordinary CPU library."""
     folder, sanitize = build_folder(sanitizer, simt), SANITIZE_FLAGS[sanitizer]
     ninja = NinjaFile(folder)
     compiler_flags = f"{CXX_FLAGS} {'-DLLAMBA_SIMT' if simt else ''} {'' if simt else sanitize}"

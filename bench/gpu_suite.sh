@@ -11,7 +11,7 @@ set -uo pipefail
 
 python=${PYTHON:-python3}
 pytest="-m pytest -q -p no:cacheprovider"
-tests="$pytest tests/test_cursor.py tests/test_mamba2_*.py tests/test_gpu_bench.py tests/test_snapshot_triton.py --device cuda"
+tests="$pytest tests/test_cuda_device.py tests/test_cursor.py tests/test_mamba2_*.py tests/test_gpu_bench.py tests/test_snapshot_triton.py --device cuda"
 sanitized="$pytest tests/test_mamba2_verify.py tests/test_mamba2_matmul.py --device cuda -k chain"
 bench="$pytest bench/bench_mamba2_verify_gpu.py --benchmark --resume"
 

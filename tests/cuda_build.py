@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from cuda_occupancy import ARCHS, most_shared
+
 ROOT = Path(__file__).parents[1]
 PTXAS_LOG = ROOT / "build" / "ptxas.log"  # only after a build with nvcc
 
@@ -16,6 +18,12 @@ class Usage(NamedTuple):
     stack: int
     spill_stores: int
     spill_loads: int
+
+
+class Launch(NamedTuple):
+    kernel: str
+    threads: int  # of a block
+    shared: int  # bytes of a block, dynamic
 
 
 def short_names(mangled):
@@ -51,27 +59,24 @@ def read_ptxas(log):
 
 
 def run_launchers():
-    """The reference shape and {kernel: (threads, dynamic shared bytes)}: what this build's launchers do with it."""
+    """The reference shapes and {Launch: set of architectures}: what this build's launchers do on each of ARCHS."""
     ninja = (ROOT / "build" / "build.ninja").read_text()
     compiler = re.search(r"^rule cxx\n  command = (.*?) -MD", ninja, re.MULTILINE)[1]
     objects = re.search(r"libllamba_cuda\.so: nvcc_link (.*)", ninja)[1]
+    launches = {}
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/launches"
         flags = "-std=c++20 -Wall -Icsrc/include tests/cuda_launches*.cpp tests/cuda_runtime.cpp"
         subprocess.run(f"{compiler} {flags} {objects} -o {program}", shell=True, cwd=ROOT, check=True)
-        shape, *lines = subprocess.run([program], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    return shape, read_launches(lines)
+        for arch, sm in ARCHS.items():
+            command = [program, re.search(r"\d+", arch)[0], str(most_shared(sm))]
+            shape, *lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+            for launch in read_launches(lines):
+                launches.setdefault(launch, set()).add(arch)
+    return shape, launches
 
 
 def read_launches(lines):
-    """{kernel: (threads, dynamic shared bytes)} of lines "mangled threads bytes"."""
-    result = {}
+    """The different ones of lines "mangled threads bytes"."""
     names = short_names(sorted({line.split()[0] for line in lines}))
-    for mangled, *numbers in map(str.split, lines):
-        kernel, launch = names[mangled], tuple(map(int, numbers))
-        if result.setdefault(kernel, launch) != launch:
-            raise ValueError(
-                f"{kernel}: threads and shared bytes must be the same in all calls of cuda_launches.cpp; "
-                f"got {result[kernel]} and {launch}"
-            )
-    return result
+    return {Launch(names[kernel], int(threads), int(shared)) for kernel, threads, shared in map(str.split, lines)}

@@ -1,5 +1,6 @@
-// Calls every llamba_<op>_cuda once per kernel that it can launch, at one shape, under the runtime of cuda_runtime.cpp.
-// A kernel that no call launches fails the gates of tests/cuda_gates.py.
+// Calls every llamba_<op>_cuda so that it launches each of its kernels, under the runtime of cuda_runtime.cpp, for the
+// GPU that the arguments describe: its architecture and the most shared memory of a block. A kernel that no call launches
+// fails the gates of tests/cuda_gates.py.
 #include "cuda_launches.h"
 
 #include <initializer_list>
@@ -127,9 +128,11 @@ void call_rowwise(llamba_dtype dtype) {
 
 }  // namespace
 
-int main() {
-  std::printf("batch %d, window %d, %d heads of %d, dstate %d, one group, width %d, fold_every %d, vocab %d\n", kBatch,
-              kWindow, kHeads, kHeaddim, kDstate, kWidth, kFoldEvery, kVocab);
+int main(int argc, char** argv) {
+  if (argc != 3) return EXIT_FAILURE;
+  gpu = {.arch = std::atoi(argv[1]), .shared_bytes = std::atoi(argv[2])};
+  std::printf("batch %d, Mamba-2 also 1; window %d, %d heads of %d, 1 group, width %d, fold_every %d, vocab %d\n",
+              kBatch, kWindow, kHeads, kHeaddim, kWidth, kFoldEvery, kVocab);
   call_cursor();
   call_slot_copy();
   for (llamba_dtype dtype : {LLAMBA_FLOAT32, LLAMBA_BFLOAT16, LLAMBA_FLOAT16}) {

@@ -1,4 +1,4 @@
-// The reference shape at which tests/cuda_launches.cpp and cuda_launches_mamba2.cpp call every llamba_<op>_cuda.
+// The reference shapes at which tests/cuda_launches.cpp and cuda_launches_mamba2.cpp call every llamba_<op>_cuda.
 #pragma once
 
 #include <cstdio>
@@ -6,19 +6,14 @@
 
 #include "llamba.h"
 
-// Declared before their kernels exist; a call of what is not linked does nothing. Goes when all are there.
-#pragma weak llamba_mamba2_verify_cuda
-#pragma weak llamba_materialize_cuda
-#pragma weak llamba_state_import_cuda
-#pragma weak llamba_slot_copy_cuda
-#pragma weak llamba_gated_rms_norm_cuda
-#pragma weak llamba_rms_norm_cuda
-#pragma weak llamba_rope_cuda
-#pragma weak llamba_silu_mul_cuda
-#pragma weak llamba_speculative_accept_cuda
+// What tests/cuda_runtime.cpp answers for.
+struct Gpu {
+  int arch, shared_bytes;  // 80, 86, 90; of one block, at most
+};
+extern Gpu gpu;
 
 constexpr int kBatch = 64, kWindow = 4, kWidth = 4, kFoldEvery = 4, kVocab = 49152;
-constexpr int kHeads = 128, kHeaddim = 64, kDstate = 128, kInner = kHeads * kHeaddim, kConvDim = kInner + 2 * kDstate;
+constexpr int kHeads = 128, kHeaddim = 64, kDstate = 128, kInner = kHeads * kHeaddim;
 constexpr int kCapacity = kWidth - 1 + kFoldEvery - 1 + 2 * kWindow;
 
 // Every pointer: aligned, and never followed on the host.
@@ -39,7 +34,7 @@ const llamba_cursor kCursor = {.data = kMemory,
 template <typename Args>
 void call(int (*launcher)(const Args*, void*), Args args) {
   args.size = sizeof(args);
-  if (launcher == nullptr || launcher(&args, nullptr) == LLAMBA_OK) return;
+  if (launcher(&args, nullptr) == LLAMBA_OK) return;
   std::fprintf(stderr, "%s\n", llamba_last_error());
   std::exit(1);
 }

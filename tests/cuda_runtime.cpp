@@ -1,15 +1,21 @@
 // A CUDA runtime that launches nothing: it prints "kernel threads shared_bytes" for every launch. Linked with the
 // objects of libllamba_cuda.so in place of NVIDIA's, so that the launchers themselves say how they launch
-// (tests/cuda_gates.py). A launcher that calls more of the runtime does not link: give it its answer here.
+// (tests/cuda_gates.py) on the GPU that it stands for. A launcher that calls more of the runtime does not link, and one
+// that asks more of the GPU fails: give it its answer here.
 #include <cstddef>
 #include <cstdio>
 #include <map>
 #include <string>
 
+#include "cuda_launches.h"
+
 struct dim3 {
   unsigned x, y, z;
 };
-enum { kSuccess = 0, kInvalidValue = 1 };  // of cudaError_t
+enum { kSuccess = 0, kInvalidValue = 1 };                                     // of cudaError_t
+enum { kMultiprocessors = 16, kMajor = 75, kMinor = 76, kSharedOptin = 97 };  // of cudaDeviceAttr
+
+Gpu gpu;
 
 struct Kernel {
   std::string name;                // mangled
@@ -40,7 +46,24 @@ unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return kInva
 int __cudaGetKernel(void**, const void*) { return kInvalidValue; }
 int __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, void*) { return kInvalidValue; }
 
+int cudaGetDevice(int* device) {
+  *device = 0;
+  return kSuccess;
+}
+
+int cudaDeviceGetAttribute(int* value, int attribute, int) {
+  const std::map<int, int> answers = {{kMultiprocessors, 108},  // an A100's, whatever the architecture
+                                      {kMajor, gpu.arch / 10},
+                                      {kMinor, gpu.arch % 10},
+                                      {kSharedOptin, gpu.shared_bytes}};
+  const auto answer = answers.find(attribute);
+  if (answer == answers.end()) return kInvalidValue;
+  *value = answer->second;
+  return kSuccess;
+}
+
 int cudaFuncSetAttribute(const void* function, int, int value) {
+  if (value > gpu.shared_bytes) return kInvalidValue;
   kernels().at(function).most_shared = value;  // the one attribute that launch() sets
   return kSuccess;
 }

@@ -42,14 +42,17 @@ def cpu_kernels():
 
 
 @contextmanager
-def multiprocessors(count):
-    """Launchers choose their grids for a GPU of so many multiprocessors meanwhile; executor only."""
-    value = ctypes.c_int.in_dll(simt_library(), "llamba_simt_multiprocessors")
-    before, value.value = value.value, count
+def another_device(**facts):
+    """Launchers choose for a GPU of these multiprocessors, shared_bytes, arch meanwhile; executor only."""
+    values = {name: ctypes.c_int.in_dll(simt_library(), f"llamba_simt_{name}") for name in facts}
+    before = {name: value.value for name, value in values.items()}
     try:
+        for name, value in values.items():
+            value.value = facts[name]
         yield
     finally:
-        value.value = before
+        for name, value in values.items():
+            value.value = before[name]
 
 
 def count_sectors(function):

@@ -2,6 +2,7 @@
 
 import random
 
+import on_device
 import pytest
 import torch
 from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
@@ -79,16 +80,15 @@ def test_blocks_of_every_shape_give_the_same_bits(checkpoint_dtype, simt):
     """One head or several a block, one tile or a whole head, states by loads or by bulk copies."""
     results = {}
     for multiprocessors, arch in ((1, 80), (1, 90), (4, 90), (100, 80), (1000, 90)):
-        simt.llamba_simt_device(multiprocessors, 227 * 1024, arch)
-        sizes = dict(
-            nheads=16, headdim=32, dstate=128
-        )  # on one multiprocessor four heads a block: stages are used again
+        # on one multiprocessor four heads a block: stages are used again
+        sizes = dict(nheads=16, headdim=32, dstate=128)
         change = dict(dtype=torch.bfloat16, checkpoint_dtype=checkpoint_dtype, nslots=4, **sizes)
         layer, generator = make_layer(3, **change), torch.Generator().manual_seed(7)
         layer.algorithm, outs = "matmul", []
         for ntokens, accepted in (((5, 2, 4), (5, 2, 1)), ((1, 5, 5), (1, 3, 5)), ((5, 5, 5), (4, 0, 1))):
             layer.cursor.begin(int32(2, 0, 1), int32(*ntokens))
-            outs.append(layer.verify(*layer.tokens(3, 5, generator=generator), int32(2, 0, 1)))
+            with on_device.another_device(multiprocessors=multiprocessors, arch=arch):
+                outs.append(layer.verify(*layer.tokens(3, 5, generator=generator), int32(2, 0, 1)))
             layer.cursor.commit(int32(2, 0, 1), int32(*accepted))
         results[multiprocessors, arch] = torch.stack(outs), layer.checkpoint
     first, *rest = results.values()
@@ -149,9 +149,7 @@ def test_windows_beyond_the_limits_are_refused(simt):
     layer.cursor.begin(int32(1), int32(1))
     sentence = "mamba2_verify: max_ntokens must be at most 64 with algorithm matmul; got 65"
     assert_refused(ValueError, sentence, layer.verify, *layer.tokens(1, 65), int32(1))
-    simt.llamba_simt_device(4, 20_000, 86)
     rule = "mamba2_verify: rows per slot must fit the 20000 bytes of shared memory of this GPU's blocks"
-    with pytest.raises(
-        ValueError, match=f"^{rule} with algorithm matmul; got 136 rows, for which \\d+ bytes are needed$"
-    ):
+    rule += r" with algorithm matmul; got 136 rows, for which \d+ bytes are needed"
+    with on_device.another_device(shared_bytes=20_000), pytest.raises(ValueError, match=f"^{rule}$"):
         layer.verify(*layer.tokens(1, 1), int32(1))

@@ -15,13 +15,6 @@ pytestmark = pytest.mark.device_only
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
-@pytest.fixture
-def simt(request):
-    if request.config.getoption("--device") != "simt":
-        pytest.skip("only the executor can be told schedules and grids")
-    return on_device.simt_library()
-
-
 def fork(layer):
     other = copy.copy(layer)
     for name in ("checkpoint", "rows", "dt_rows", "cursor"):
@@ -80,7 +73,7 @@ def test_block_sizes_and_schedules_do_not_change_bits(change, parents, simt):
         for seed in (2, 3):
             simt.llamba_simt_seed(ctypes.c_uint64(seed))
             layer = make_layer(**change)
-            with on_device.multiprocessors(multiprocessors):
+            with on_device.another_device(multiprocessors=multiprocessors):
                 results, sectors = on_device.count_sectors(lambda layer=layer: run_steps(layer, parents, batch=2))
             requested.add(sectors[2])
             expected = expected or results

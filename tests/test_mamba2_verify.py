@@ -7,6 +7,7 @@ import torch
 from helpers import assert_bitwise, assert_close_to_ref, threads
 
 from llamba_kernels.cache import Session
+from llamba_kernels.ops.mamba2_verify import choose_algorithm
 from llamba_kernels.testing import make_mamba2_layer
 from python_ref.mamba2_verify import mamba2_sequence_ref, mamba2_verify_ref
 
@@ -369,6 +370,39 @@ def test_sizes_that_the_kernel_does_not_take_are_refused():
     ):
         layer = make_layer(**change)
         layer.cursor.begin(int32(0), int32(1))
+        with pytest.raises(ValueError) as error:
+            layer.verify(*layer.tokens(1, 1), int32(0))
+        assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "device, dtype, window, expected",
+    [
+        ("cpu", torch.bfloat16, 8, "recurrent"),
+        ("cuda", torch.bfloat16, 8, "matmul"),
+        ("cuda", torch.float16, 4, "matmul"),
+        ("cuda", torch.float16, 16, "matmul"),
+        ("cuda", torch.bfloat16, 3, "recurrent"),
+        ("cuda", torch.bfloat16, 17, "recurrent"),
+        ("cuda", torch.float32, 8, "recurrent"),
+    ],
+)
+def test_a_session_has_one_algorithm(device, dtype, window, expected):
+    for fold_every, width in ((1, 4), (16, 2)):
+        session = Session(window, fold_every, width=width)
+        assert choose_algorithm(device, dtype, session.capacity, width, fold_every) == expected
+
+
+@pytest.mark.cpu_only
+def test_algorithms_that_are_none_or_not_the_cpus_are_refused():
+    layer = make_layer()
+    layer.cursor.begin(int32(0), int32(1))
+    for algorithm, sentence in (
+        ("matmul", "mamba2_verify: algorithm must be recurrent on a CPU; got code 1"),
+        ("fast", "mamba2_verify: algorithm must be auto, recurrent or matmul; got 'fast'"),
+        (1, "mamba2_verify: algorithm must be auto, recurrent or matmul; got 1"),
+    ):
+        layer.algorithm = algorithm
         with pytest.raises(ValueError) as error:
             layer.verify(*layer.tokens(1, 1), int32(0))
         assert str(error.value) == sentence

@@ -183,6 +183,7 @@ def test_sampled_tokens_have_the_model_s_distribution():
     assert chi2 < freedom + 4.5 * (2 * freedom) ** 0.5, f"chi-square {chi2:.1f} with {freedom} degrees of freedom"
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("failing_call", [1, 9, 25])
 def test_a_step_that_fails_between_layers_does_not_poison_the_next_generation(plain, failing_call):
     model, expected = plain

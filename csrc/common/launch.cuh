@@ -27,32 +27,6 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t smem, c
 #endif
 }
 
-// Of the current device.
-struct DeviceLimits {
-  int multiprocessors, shared_bytes, arch;  // shared_bytes: of one block; arch: 80, 86, 90, ...
-};
-inline cudaError_t device_limits(DeviceLimits* limits) {
-#ifdef LLAMBA_SIMT
-  *limits = {simt::device[0], simt::device[1], simt::device[2]};
-  return cudaSuccess;
-#else
-  int device = 0, major = 0, minor = 0;
-  const struct {
-    cudaDeviceAttr attribute;
-    int* value;
-  } wanted[] = {{cudaDevAttrMultiProcessorCount, &limits->multiprocessors},
-                {cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits->shared_bytes},
-                {cudaDevAttrComputeCapabilityMajor, &major},
-                {cudaDevAttrComputeCapabilityMinor, &minor}};
-  cudaError_t error = cudaGetDevice(&device);
-  for (const auto& [attribute, value] : wanted) {
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
-  }
-  limits->arch = 10 * major + minor;
-  return error;
-#endif
-}
-
 // The block's dynamic shared memory as the kernel's SharedStorage struct.
 template <typename Storage>
 __device__ Storage& shared_storage() {

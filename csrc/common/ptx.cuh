@@ -19,6 +19,7 @@ __device__ __forceinline__ unsigned shared_address(const void* shared) {
 
 template <typename T>
 __device__ __forceinline__ T load_global(const T* p) {
+  __builtin_assume(__isGlobal(p));  // the compiler cannot tell of a pointer that lay in shared memory
   return *p;
 }
 // What no other block reads: it need not stay in L1.
@@ -167,16 +168,6 @@ __device__ __forceinline__ int32_t opaque(int32_t x) {
   asm volatile("" : "+r"(x));
   return x;
 }
-
-// ---- programmatic dependent launch: a kernel that starts before its predecessor has ended ----
-
-#if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-#else
-__device__ __forceinline__ void wait_for_previous_kernel() {}
-__device__ __forceinline__ void let_next_kernel_start() {}
-#endif
 
 }  // namespace llamba
 #endif

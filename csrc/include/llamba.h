@@ -212,7 +212,7 @@ typedef struct {
   int64_t checkpoint_stride_slot, checkpoint_stride_head, checkpoint_stride_dim;
   void* rows; /* [nslots, capacity, conv_dim], written: the rows of the conv tail */
   int64_t rows_stride_slot, rows_stride_row;
-  llamba_cursor cursor; /* read: no slot may have an open step or live rows */
+  llamba_cursor cursor; /* read: no slot may have an open step or live rows (CUDA: such a slot is skipped) */
   const int32_t* slots; /* [batch], unique; < 0: padding */
 } llamba_state_import_args;
 
@@ -237,7 +237,7 @@ typedef struct {
   const llamba_slot_buffer* buffers; /* [nbuffers], written */
   int64_t nbuffers;
   const int32_t* src; /* [batch]; < 0: padding, skipped */
-  const int32_t* dst; /* [batch], unique, none of them a source */
+  const int32_t* dst; /* [batch], unique, none of them a source; CUDA: broken (ntokens -1) if src is refused on a CPU */
   int64_t batch;
 } llamba_slot_copy_args;
 
@@ -298,7 +298,7 @@ typedef struct {
   int64_t cos_stride_position;
   const float* sin; /* [npositions, rotary_dim / 2] */
   int64_t sin_stride_position;
-  const int32_t* positions; /* [batch, ntokens], below npositions; < 0: padding */
+  const int32_t* positions; /* [batch, ntokens], below npositions (CUDA: else as padding); < 0: padding */
   int64_t positions_stride_batch;
   void* out; /* [batch, ntokens, nheads, head_dim], written, zero for padding; may be x */
   int64_t out_stride_batch, out_stride_token, out_stride_head;
@@ -427,6 +427,7 @@ typedef struct {
   int64_t draft_probs_stride_batch, draft_probs_stride_token;
   const double* uniforms; /* [batch, max_window] in [0, 1), the last for the next token, or NULL: greedy */
   int64_t uniforms_stride_batch;
+  /* CUDA: accepted 0 and next_token -1 for a sequence whose data, as far as its decision reads it, breaks a rule. */
   int32_t* accepted;   /* [batch], written: inputs that stay, the pending one included */
   int64_t* next_token; /* [batch], written */
 } llamba_speculative_accept_args;

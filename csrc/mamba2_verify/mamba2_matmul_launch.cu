@@ -1,5 +1,5 @@
 // mamba2_verify, closed form: how many warps a block has, and the launch.
-#include "common/cuda_check.h"
+#include "common/device_limits.h"
 #include "mamba2_verify/mamba2_cuda.h"
 #include "mamba2_verify/mamba2_matmul_kernel.cuh"
 
@@ -14,8 +14,8 @@ struct MatmulChoice {
   bool bulk;             // Hopper's bulk copies bring the states
 };
 
-// Tiles of sixteen dims: a whole head, if a block may have so many; fewer where blocks would not fill the GPU twice, though each block does
-// the conv of its B and C again. Heads: while eight blocks remain for each multiprocessor, neighbours that share B and C
+// Tiles of sixteen dims: a whole head, if a block may have so many; fewer where some multiprocessor would have no block, though
+// each block does the conv of its B and C again. Heads: while eight blocks remain for each multiprocessor, neighbours that share B and C
 // share a block, which then does that conv once.
 MatmulChoice choose_matmul(const llamba_mamba2_verify_args& args, int32_t sm_count, int32_t arch) {
   const int64_t pairs = int64_t{args.batch} * args.nheads;
@@ -23,7 +23,7 @@ MatmulChoice choose_matmul(const llamba_mamba2_verify_args& args, int32_t sm_cou
   const auto row_blocks = [tiles](int32_t per_block) { return (tiles + per_block - 1) / per_block; };
   const int32_t blocks = tiles <= most ? 1 : row_blocks(most < 4 ? most : 4);
   MatmulChoice choice{(tiles + blocks - 1) / blocks, 1, false};
-  while (choice.tiles > 1 && pairs * row_blocks(choice.tiles) < 2 * sm_count) choice.tiles = (choice.tiles + 1) / 2;
+  while (choice.tiles > 1 && pairs * row_blocks(choice.tiles) < sm_count) choice.tiles = (choice.tiles + 1) / 2;
   const int32_t heads_per_B = args.nheads / args.B_heads, heads_per_C = args.nheads / args.C_heads;
   for (int32_t heads : {2, 4}) {
     const bool shared = heads_per_B % heads == 0 && heads_per_C % heads == 0;

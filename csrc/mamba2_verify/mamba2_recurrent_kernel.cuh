@@ -62,8 +62,9 @@ __device__ inline void zero_outputs(const llamba_mamba2_verify_args& args, int32
                                     int32_t first) {
   T* out =
       static_cast<T*>(args.out) + batch_idx * args.out_stride_batch + place.head * args.out_stride_head + place.dim;
-  for (int32_t i = threadIdx.x; i < (args.max_ntokens - first) * place.ndims; i += blockDim.x) {
-    store_global(out + (first + i / place.ndims) * args.out_stride_token + i % place.ndims, T{});
+  for (int32_t t = first; t < args.max_ntokens; ++t) {
+    T* row = out + t * args.out_stride_token;
+    for (int32_t d = threadIdx.x; d < place.ndims; d += blockDim.x) store_global(row + d, T{});
   }
 }
 

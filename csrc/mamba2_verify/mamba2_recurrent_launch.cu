@@ -1,5 +1,5 @@
 // The recurrent algorithm on CUDA devices, for mamba2_verify and materialize: the block size, then one launch.
-#include "common/multiprocessors.h"
+#include "common/device_limits.h"
 #include "mamba2_verify/mamba2_recurrent_kernel.cuh"
 
 namespace llamba {
@@ -25,11 +25,11 @@ RecurrentShape choose_recurrent_shape(int64_t batch, int32_t nheads, int32_t hea
 template <typename T, int kState>
 int launch_recurrent(const char* op, const llamba_mamba2_verify_args& args, const Mamba2StateOutput& output,
                      cudaStream_t stream) {
-  int32_t multiprocessors = 0;
-  CUDA_CHECK(op, count_multiprocessors(&multiprocessors));
+  DeviceLimits limits;
+  CUDA_CHECK(op, device_limits(&limits));
   const bool tree = args.parents != nullptr;
   const RecurrentShape shape =
-      choose_recurrent_shape(args.batch, args.nheads, args.headdim, kState, tree, multiprocessors);
+      choose_recurrent_shape(args.batch, args.nheads, args.headdim, kState, tree, limits.multiprocessors);
   const Mamba2RecurrentParams params{args, output, shape.row_blocks};
   const auto blocks = static_cast<unsigned>(shape.row_blocks * args.nheads);
   const auto batch = static_cast<unsigned>(args.batch);

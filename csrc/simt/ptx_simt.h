@@ -63,7 +63,4 @@ inline float float_of_float16(uint16_t bits) { return to_float(float16{bits}); }
 inline unsigned upper_halves(float low, float high) { return bits_of(low) >> 16 | (bits_of(high) & 0xffff0000u); }
 
 inline int32_t opaque(int32_t x) { return x; }
-inline void wait_for_previous_kernel() {}
-inline void let_next_kernel_start() {}
-
 }  // namespace llamba

@@ -43,7 +43,6 @@ llamba_simt_switch:
 namespace llamba::simt {
 
 ThreadPlace place;
-int device[3] = {4, 227 * 1024, 90};  // few multiprocessors: small tests see blocks of every size
 
 namespace {
 
@@ -423,11 +422,9 @@ void bulk_copy(void* shared, const void* global, unsigned bytes, uint64_t* barri
 const char* cudaGetErrorString(cudaError_t) { return llamba::simt::executor().sentence.c_str(); }
 
 extern "C" {
-LLAMBA_API int llamba_simt_multiprocessors = 2;
+LLAMBA_API int llamba_simt_multiprocessors = 4;  // few: small tests see blocks of every size
+LLAMBA_API int llamba_simt_shared_bytes = 227 * 1024;
+LLAMBA_API int llamba_simt_arch = 90;
 LLAMBA_API int llamba_simt_enabled = 1;  // 0: the operators' CPU kernels run instead; set by tests
-// What launchers see from now on.
-LLAMBA_API void llamba_simt_device(int multiprocessors, int shared_bytes, int arch) {
-  llamba::simt::device[0] = multiprocessors, llamba::simt::device[1] = shared_bytes, llamba::simt::device[2] = arch;
-}
 LLAMBA_API void llamba_simt_seed(uint64_t seed) { llamba::simt::executor().random.seed(seed); }
 }

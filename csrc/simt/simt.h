@@ -34,7 +34,8 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 const char* cudaGetErrorString(cudaError_t error);  // the executor's sentence
 inline const char* cudaGetErrorName(cudaError_t) { return "simt"; }
-extern "C" int llamba_simt_multiprocessors;  // what launchers choose their grid by; set by tests
+// What launchers are told of the device; set by tests.
+extern "C" int llamba_simt_multiprocessors, llamba_simt_shared_bytes, llamba_simt_arch;
 
 namespace llamba::simt {
 
@@ -42,7 +43,6 @@ struct ThreadPlace {
   dim3 thread_idx, block_idx, block_dim, grid_dim;
 };
 extern ThreadPlace place;  // of the running fiber
-extern int device[3];      // what launchers are told: multiprocessors, bytes of shared memory of a block, architecture
 
 cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 void* shared_bytes();  // of the running block

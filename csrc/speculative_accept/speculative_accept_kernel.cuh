@@ -1,5 +1,5 @@
 // speculative_accept_kernel -- how many tokens of a window stay, and the token that follows them.
-// Grid     (batch)                                 Block  32 to 1024 threads, by vocab alone
+// Grid     (batch)                                 Block  32 to 512 threads, by vocab alone
 // Owns     one block owns accepted[b] and next_token[b]
 // Threads  a row of logits goes round the threads by vectors (16 bytes); every thread knows every decision
 // Shared   AcceptStorage: a double and a key for each warp
@@ -74,7 +74,7 @@ __device__ __forceinline__ Decision decide(const llamba_speculative_accept_args&
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kAcceptThreads) speculative_accept_kernel(llamba_speculative_accept_args args) {
+__global__ void __launch_bounds__(kAcceptThreads, 2) speculative_accept_kernel(llamba_speculative_accept_args args) {
   const int64_t b = block_index();
   if (b >= args.batch) return;
   const Decision decision = decide<T>(args, b, shared_storage<AcceptStorage>());

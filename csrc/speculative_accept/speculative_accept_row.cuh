@@ -7,7 +7,7 @@
 
 namespace llamba {
 
-constexpr unsigned kAcceptThreads = 1024;
+constexpr unsigned kAcceptThreads = 512;
 
 struct AcceptStorage {
   double sums[kAcceptThreads / kWarpLanes];

@@ -1,7 +1,8 @@
 // state_import_kernel -- states into the checkpoints of slots, rounded to nearest even; their raw rows into conv tails.
 // Grid     (nheads + width-1 blocks of a slot, then slots)   Block  128 threads
 // Owns     one block owns one head of one slot's checkpoint, or one row of its conv tail
-// Threads  the head's vectors (16 bytes of checkpoint), or the row's, go round the threads
+// Threads  a head: warp w has rows w, w + 4, ..., its lanes the row's vectors (16 bytes of checkpoint). A row of the
+//          conv tail: its vectors go round the threads
 // Shared   none
 // Flow     1 look at the slot's header  2 copy
 // Barriers none
@@ -24,21 +25,12 @@ __device__ __forceinline__ void import_head(const llamba_state_import_args& args
   const float* state = args.state + i * args.state_stride_batch + head * args.state_stride_head;
   S* checkpoint =
       static_cast<S*>(args.checkpoint) + slot * args.checkpoint_stride_slot + head * args.checkpoint_stride_head;
-  const int32_t vectors = (args.dstate - 1) / kVector<S> + 1;  // of a row
-  const int32_t step_dims = kImportThreads / vectors, step_vectors = kImportThreads % vectors;
-  int32_t dim = threadIdx.x / vectors, vector = threadIdx.x % vectors;
-#pragma unroll 1
-  while (dim < args.headdim) {
-    const int64_t n = int64_t{vector} * kVector<S>;
-    const int count = vector_left<S>(args.dstate - n);
-    float values[kVector<S>];
-    load_vector(state + dim * args.state_stride_dim + n, count, values);
-    store_vector(checkpoint + dim * args.checkpoint_stride_dim + n, count, values);
-    dim += step_dims;
-    vector += step_vectors;
-    if (vector >= vectors) {
-      vector -= vectors;
-      ++dim;
+  for (int64_t dim = threadIdx.x / kWarpLanes; dim < args.headdim; dim += kImportThreads / kWarpLanes) {
+    for (int64_t n = threadIdx.x % kWarpLanes * kVector<S>; n < args.dstate; n += kWarpLanes * kVector<S>) {
+      const int count = vector_left<S>(args.dstate - n);
+      float values[kVector<S>];
+      load_vector(state + dim * args.state_stride_dim + n, count, values);
+      store_vector(checkpoint + dim * args.checkpoint_stride_dim + n, count, values);
     }
   }
 }
@@ -50,7 +42,6 @@ __device__ __forceinline__ void import_row(const llamba_state_import_args& args,
   const T* from = static_cast<const T*>(args.tail) + i * args.tail_stride_batch + t * args.tail_stride_row;
   T* to = static_cast<T*>(args.rows) + slot * args.rows_stride_slot + row * args.rows_stride_row;
   const int64_t step = int64_t{kImportThreads} * kVector<T>;
-#pragma unroll 1
   for (int64_t channel = int64_t{threadIdx.x} * kVector<T>; channel < args.conv_dim; channel += step) {
     copy_vector(to + channel, from + channel, vector_left<T>(args.conv_dim - channel));
   }
