@@ -12,11 +12,12 @@ import sys
 import pytest
 import sanitized
 
+pytestmark = pytest.mark.cpu_only  # it starts the tests that are not
 TESTS = sanitized.ROOT / "tests"
 SEED = int(os.environ.get("LLAMBA_SIMT_SEED", "1"))  # of the thread schedules
 ELSEWHERE = {"state_import": "materialize"}  # whose tests are another's
 WHOLE_STEPS = ["test_mamba2_walk.py", "test_step.py"]
-SLOWEST = "test_mamba2_[mw]*.py"  # about half of the time: a process of their own
+SLOWEST = "test_mamba2_[mw]*.py"  # together about half of the time: a process of their own
 LEAST = 600  # tests that must run
 
 
@@ -28,7 +29,8 @@ def kernel_tests():
         found = [path.name for path in TESTS.glob(f"test_{ELSEWHERE.get(stem, stem)}*.py")]
         assert found, f"{launcher.name} must have tests/test_{stem}*.py"
         names.update(found)
-    marked = [path.name for path in TESTS.glob("test_*.py") if "pytest.mark.device_only" in path.read_text()]
+    mark = re.compile(r"^(?:@|pytestmark = )pytest\.mark\.device_only", re.MULTILINE)
+    marked = [path.name for path in TESTS.glob("test_*.py") if mark.search(path.read_text())]
     return sorted(names.union(marked))
 
 
