@@ -222,7 +222,7 @@ FAULTS = [
         "place.head * args.checkpoint_stride_head",
         "place.head * args.headdim * args.checkpoint_stride_dim",
         f"{VERIFY_TESTS} -k sliced",
-        "poison",
+        "wrong",
     ),
     Fault(
         "matmul: rows of a checkpoint taken as contiguous",
@@ -230,7 +230,7 @@ FAULTS = [
         "(place.dim + i) * args.checkpoint_stride_dim",
         "(place.dim + i) * args.dstate",
         f"{MATMUL_TESTS} -k no_vectors",
-        "poison",
+        "wrong",
     ),
     Fault(
         "recurrent: a 16-bit state in a tree is not rounded by its token's depth",
@@ -287,7 +287,7 @@ FAULTS = [
         "         header[kPosition] <= params.most_tokens;",
         "         header[kPosition] >= 0;",
         "tests/test_slot_copy.py",
-        "address",
+        "wrong",
     ),
     Fault(
         "state_import: rows of the tail before the first token are written",
@@ -295,6 +295,6 @@ FAULTS = [
         "if (row < 0 || row >= args.cursor.capacity) return;",
         "if (row >= args.cursor.capacity) return;",
         "tests/test_materialize.py",
-        "address",
+        "wrong",
     ),
 ]

@@ -76,7 +76,7 @@ def classify(output):
         return "deadlock" if "deadlock" in sentence else "executor", sentence
     said = re.findall(r"^E +(\S.*)", output, re.MULTILINE)
     what = next((line for line in said if "Error" in line), said[0] if said else "")
-    return "poison" if re.search(r"\bnan\b|2147483647|-1 instead", what) else "wrong", what.replace(
+    return "poison" if re.search(r"(\bnan|2147483647|-1) instead|error nan", what) else "wrong", what.replace(
         "AssertionError: ", ""
     )
 
