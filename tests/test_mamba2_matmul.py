@@ -79,7 +79,17 @@ def test_batch_padding_bystanders_and_sentinels():
 def test_blocks_of_every_shape_give_the_same_bits(checkpoint_dtype, simt):
     """One head or several a block, one tile or a whole head, states by loads or by bulk copies."""
     results = {}
-    for multiprocessors, arch in ((1, 80), (1, 90), (4, 90), (100, 80), (1000, 90)):
+    whole = 227 * 1024
+    # The third: bulk copies would not fit.
+    for device in (
+        (1, 80, whole),
+        (1, 90, whole),
+        (1, 90, 40_000),
+        (4, 90, whole),
+        (100, 80, whole),
+        (1000, 90, whole),
+    ):
+        facts = dict(zip(("multiprocessors", "arch", "shared_bytes"), device, strict=True))
         # on one multiprocessor four heads a block: stages are used again
         sizes = dict(nheads=16, headdim=32, dstate=128)
         change = dict(dtype=torch.bfloat16, checkpoint_dtype=checkpoint_dtype, nslots=4, **sizes)
@@ -87,14 +97,38 @@ def test_blocks_of_every_shape_give_the_same_bits(checkpoint_dtype, simt):
         layer.algorithm, outs = "matmul", []
         for ntokens, accepted in (((5, 2, 4), (5, 2, 1)), ((1, 5, 5), (1, 3, 5)), ((5, 5, 5), (4, 0, 1))):
             layer.cursor.begin(int32(2, 0, 1), int32(*ntokens))
-            with on_device.another_device(multiprocessors=multiprocessors, arch=arch):
+            with on_device.another_device(**facts):
                 outs.append(layer.verify(*layer.tokens(3, 5, generator=generator), int32(2, 0, 1)))
             layer.cursor.commit(int32(2, 0, 1), int32(*accepted))
-        results[multiprocessors, arch] = torch.stack(outs), layer.checkpoint
+        results[device] = torch.stack(outs), layer.checkpoint
     first, *rest = results.values()
     for outs, checkpoint in rest:
         assert_bitwise(outs, first[0])
         assert_bitwise(checkpoint, first[1])
+
+
+def test_a_chain_in_a_batch_that_fills_the_device(request):
+    """Four heads a block, on Hopper by bulk copies, whose stages are used again; fresh, folding and padding slots."""
+    batch = 272 if request.config.getoption("--device") == "cuda" else 9  # eight blocks for each multiprocessor
+    change = dict(nslots=batch, nheads=32, headdim=16, dstate=128, dtype=torch.bfloat16)
+    layer, alone = make_layer(2, **change), make_layer(2, **change)
+    layer.algorithm = alone.algorithm = "matmul"
+    generator, few = torch.Generator().manual_seed(8), (0, 5, batch - 1)
+    slots, fresh = torch.arange(batch, dtype=torch.int32), torch.tensor([5])
+    slots[3] = -1
+    ntokens = torch.randint(1, 6, (batch,), generator=generator, dtype=torch.int32)
+    for _ in range(3):
+        xBC, dt = layer.tokens(batch, 5, generator=generator)
+        for each in (layer, alone):
+            each.cursor.reset(fresh.int())
+            each.cursor.begin(slots, ntokens)
+        out = layer.verify(xBC, dt, slots)
+        for i in few:
+            assert_bitwise(out[i : i + 1], alone.verify(xBC[i : i + 1], dt[i : i + 1], slots[i : i + 1]))
+        assert not out[3].any()
+        for each in (layer, alone):
+            each.cursor.commit(slots, ntokens)
+    assert_bitwise(layer.checkpoint[[0, batch - 1]], alone.checkpoint[[0, batch - 1]])
 
 
 @pytest.mark.parametrize("change", [{}, dict(dtype=torch.bfloat16)], ids=["float32", "bfloat16"])

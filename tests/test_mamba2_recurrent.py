@@ -163,7 +163,7 @@ def test_trees_of_more_than_64_tokens_are_refused():
 
 
 @pytest.mark.parametrize(
-    "header", [(2**31 - 1,) * 4, (5, 9, 0, 2), (5, 2, 3, 2), (5, 2, 0, 6), (5, 2, 2, 2), (5, 2, 0, 0)]
+    "header", [(2**31 - 1,) * 4, (5, 9, 0, 2), (5, 2, 3, 2), (5, 2, 0, 6), (5, 2, 2, 2), (5, 2, 0, 0), (4, 2, 2, 0)]
 )
 def test_slots_that_the_cpu_refuses_give_zeros_and_write_nothing(header):
     """A slot beyond the pool and one whose header is broken, beside a good one."""

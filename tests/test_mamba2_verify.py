@@ -393,12 +393,19 @@ def test_a_session_has_one_algorithm(device, dtype, window, expected):
         assert choose_algorithm(device, dtype, session.capacity, width, fold_every) == expected
 
 
+def test_many_live_rows_are_for_the_recurrence():
+    """They would not fit every GPU's shared memory in the closed form."""
+    for fold_every, expected in ((17, "matmul"), (18, "recurrent"), (64, "recurrent")):
+        session = Session(16, fold_every)
+        assert choose_algorithm("cuda", torch.bfloat16, session.capacity, 4, fold_every) == expected
+
+
 @pytest.mark.cpu_only
 def test_algorithms_that_are_none_or_not_the_cpus_are_refused():
     layer = make_layer()
     layer.cursor.begin(int32(0), int32(1))
     for algorithm, sentence in (
-        ("matmul", "mamba2_verify: algorithm must be recurrent on a CPU; got code 1"),
+        ("matmul", "mamba2_verify: algorithm must be recurrent on a CPU; got matmul"),
         ("fast", "mamba2_verify: algorithm must be auto, recurrent or matmul; got 'fast'"),
         (1, "mamba2_verify: algorithm must be auto, recurrent or matmul; got 1"),
     ):

@@ -15,7 +15,7 @@ inline cudaError_t device_limits(DeviceLimits* limits) {
   return cudaSuccess;
 #else
   constexpr int kMostDevices = 64;
-  static DeviceLimits known[kMostDevices];  // a race writes the same numbers twice
+  static thread_local DeviceLimits known[kMostDevices];
   int device = 0, multiprocessors = 0, shared_bytes = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess && device < kMostDevices && known[device].arch != 0) {

@@ -29,7 +29,7 @@ typedef enum {
 typedef enum { LLAMBA_FLOAT32 = 0, LLAMBA_BFLOAT16 = 1, LLAMBA_FLOAT16 = 2 } llamba_dtype;
 
 /* How mamba2_verify computes. Recurrent: a token's bits depend on its own path alone, whatever the window. Matmul: the
- * closed form on tensor cores, one for each device and window; CUDA only. */
+ * closed form on tensor cores, whose bits depend on the window, too; CUDA only. */
 typedef enum { LLAMBA_RECURRENT = 0, LLAMBA_MATMUL = 1 } llamba_algorithm;
 
 LLAMBA_API int llamba_abi_version(void);

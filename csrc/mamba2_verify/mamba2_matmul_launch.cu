@@ -37,19 +37,17 @@ MatmulChoice choose_matmul(const llamba_mamba2_verify_args& args, int32_t sm_cou
   return choice;
 }
 
-template <typename T, int kState, bool kBulk>
-int launch_matmul(const llamba_mamba2_verify_args& args, const MatmulChoice& choice, const DeviceLimits& limits,
-                  cudaStream_t stream) {
-  const int32_t state_bytes = args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2;
+template <typename T, int kState>
+MatmulLayout layout_of(const llamba_mamba2_verify_args& args, const MatmulChoice& choice, bool bulk) {
   const int32_t rows = args.cursor.capacity - (args.cursor.width - 1);  // live and new ones that a session can have
-  const MatmulLayout layout =
-      lay_out_matmul(Pieces<T>::kCount, kState, args.dstate, state_bytes, rows, args.max_ntokens, choice.tiles, kBulk);
-  if (layout.bytes > limits.shared_bytes) {
-    return fail(LLAMBA_VALUE_ERROR,
-                "%s: rows per slot must fit the %d bytes of shared memory of this GPU's blocks with algorithm matmul; "
-                "got %d rows, for which %d bytes are needed",
-                kOp, limits.shared_bytes, args.cursor.capacity, layout.bytes);
-  }
+  const int32_t state_bytes = args.checkpoint_dtype == LLAMBA_FLOAT32 ? 4 : 2;
+  return lay_out_matmul(Pieces<T>::kCount, kState, args.dstate, state_bytes, rows, args.max_ntokens, choice.tiles,
+                        bulk);
+}
+
+template <typename T, int kState, bool kBulk>
+int launch_matmul(const llamba_mamba2_verify_args& args, const MatmulChoice& choice, cudaStream_t stream) {
+  const MatmulLayout layout = layout_of<T, kState>(args, choice, kBulk);
   const int32_t tiles = (args.headdim + 15) / 16, row_blocks = (tiles + choice.tiles - 1) / choice.tiles;
   const dim3 grid(static_cast<unsigned>(int64_t{args.batch} * row_blocks),
                   static_cast<unsigned>(args.nheads / choice.heads));
@@ -59,17 +57,33 @@ int launch_matmul(const llamba_mamba2_verify_args& args, const MatmulChoice& cho
   return LLAMBA_OK;
 }
 
+// Where shared memory is short: first without the bulk copies' stages, then with fewer tiles, so that what is refused
+// does not depend on the batch. The arithmetic is the same.
+template <typename T, int kState>
+int fit_and_launch(const llamba_mamba2_verify_args& args, MatmulChoice choice, const DeviceLimits& limits,
+                   cudaStream_t stream) {
+  const auto fits = [&](bool bulk) { return layout_of<T, kState>(args, choice, bulk).bytes <= limits.shared_bytes; };
+  if constexpr (sizeof(T) == 2 && kState == 128) {
+    if (choice.bulk && fits(true)) return launch_matmul<T, kState, true>(args, choice, stream);
+  }
+  while (choice.tiles > 1 && !fits(false)) choice.tiles = (choice.tiles + 1) / 2;
+  if (!fits(false)) {
+    return fail(LLAMBA_VALUE_ERROR,
+                "%s: rows per slot must fit the %d bytes of shared memory of this GPU's blocks with algorithm matmul; "
+                "got %d rows, for which %d bytes are needed",
+                kOp, limits.shared_bytes, args.cursor.capacity, layout_of<T, kState>(args, choice, false).bytes);
+  }
+  return launch_matmul<T, kState, false>(args, choice, stream);
+}
+
 template <typename T>
 int choose_kernel(const llamba_mamba2_verify_args& args, cudaStream_t stream) {
   DeviceLimits limits;
   CUDA_CHECK(kOp, device_limits(&limits));
   const MatmulChoice choice = choose_matmul(args, limits.multiprocessors, limits.arch);
-  if (args.dstate <= 64) return launch_matmul<T, 64, false>(args, choice, limits, stream);
-  if (args.dstate > 128) return launch_matmul<T, 256, false>(args, choice, limits, stream);
-  if constexpr (sizeof(T) == 2) {
-    if (choice.bulk) return launch_matmul<T, 128, true>(args, choice, limits, stream);
-  }
-  return launch_matmul<T, 128, false>(args, choice, limits, stream);
+  if (args.dstate <= 64) return fit_and_launch<T, 64>(args, choice, limits, stream);
+  if (args.dstate <= 128) return fit_and_launch<T, 128>(args, choice, limits, stream);
+  return fit_and_launch<T, 256>(args, choice, limits, stream);
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // Owns     one block owns state[slot, head, dim : dim + ndims, :], ndims up to 4 threads / lanes; no other reads it
 // Threads  lanes = kState / 8 share 4 dims; lane l holds n = 4 (c lanes + l) + j, c < 2, j < 4: 32 fp32 registers
 // Shared   conv outputs B, C [kPlaces, kState], x [kPlaces, rows] float | y [kPlaces, rows] float | of each token: dt,
-//          decay, ids of its raw inputs | trees: the visiting order; the committed state, 32 floats of each thread
+//          decay, ids of its raw inputs, its row, whether to round | the step | trees: the visiting order; the
+//          committed state, 32 floats of each thread
 // Flow     1 state -> registers, first used in 7  2 cursor  3 per chunk of kPlaces tokens: a tree's list; input ids
 //          4 barrier  5 dt, conv -> shared  6 barrier  7 visit the tokens; fold: store the state  8 barrier  9 y -> out
 // Barriers 1 (after 2); 3 per chunk (4, 6, 8), 2 more in a tree's (3); none in the loop over tokens

@@ -1,8 +1,8 @@
 // What the CUDA kernels of mamba2_verify and materialize share: a sequence's step as its cursor tells it, the raw inputs
-// of each token's conv, and the conv itself.
+// of each token's conv, its taps, and step sizes.
 //
 // Tokens are numbered as in the row table: the live rows 0 to live-1, then the step's tokens. A raw input is named by an
-// int: a physical row, kZeroRow, or -2 - i for token i of the step.
+// int: a physical row, kNoInput, or -2 - i for token i of the step.
 #pragma once
 
 #include "common/math.cuh"
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int32_t kMostWidth = 4;
 constexpr int32_t kNoInput = -1;
-constexpr int32_t kConvVector =
-    2;  // channels of a thread's conv item: 16-bit taps of width 4 are then one 16-byte load
+// Channels of a thread's conv item: 16-bit taps of width 4 are then one 16-byte load.
+constexpr int32_t kConvVector = 2;
 
 struct Mamba2Step {
   int32_t batch_idx, slot;
@@ -37,7 +37,7 @@ __device__ inline Mamba2Step read_step(const llamba_mamba2_verify_args& args, in
   for (int32_t i = 0; i < LLAMBA_CURSOR_HEADER; ++i) header[i] = load_global(slot + i);
   step.position = header[kPosition] - header[kLive];
   step.live = header[kLive];
-  step.fold = header[kFold];
+  step.fold = open ? header[kFold] : 0;  // without a step nothing folds, whatever a damaged header says
   step.ntokens = header[kNtokens];
   step.table = slot + LLAMBA_CURSOR_HEADER;
   step.parents = args.parents != nullptr ? args.parents + batch_idx * args.parents_stride_batch : nullptr;

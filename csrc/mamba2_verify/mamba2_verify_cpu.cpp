@@ -64,8 +64,10 @@ int mamba2_verify(const llamba_mamba2_verify_args& args) {
     status = fail(LLAMBA_VALUE_ERROR, "%s: max_ntokens must be at least 1; got %d", kOp, args.max_ntokens);
   }
   if (status == LLAMBA_OK && args.algorithm != LLAMBA_RECURRENT) {
-    status = fail(LLAMBA_VALUE_ERROR, "%s: algorithm must be recurrent on a CPU; got code %d", kOp,
-                  static_cast<int>(args.algorithm));
+    status = args.algorithm == LLAMBA_MATMUL
+                 ? fail(LLAMBA_VALUE_ERROR, "%s: algorithm must be recurrent on a CPU; got matmul", kOp)
+                 : fail(LLAMBA_VALUE_ERROR, "%s: algorithm must be recurrent on a CPU; got code %d", kOp,
+                        static_cast<int>(args.algorithm));
   }
   if (status == LLAMBA_OK) status = check_slots(kOp, args.slots, args.batch, args.cursor.nslots);
   if (status != LLAMBA_OK) return status;

@@ -12,11 +12,12 @@ def choose_algorithm(device_type, dtype, capacity, width, fold_every):
 
     The recurrence costs three instructions per state element and token, replayed ones included; the closed form a fixed
     six (it splits the state for the tensor cores) and next to nothing per token, so it pays from windows of four. Its
-    shared memory holds windows of sixteen on every GPU. float32 activations would take it eight products for each one.
+    shared memory holds 48 live and new rows on every GPU. float32 activations would take it eight products for each one.
     capacity, width, fold_every: of the session; they bound its window.
     """
-    max_window = (capacity - (width - 1) - (fold_every - 1)) // 2
-    pays = device_type == "cuda" and dtype != torch.float32 and 4 <= max_window <= 16
+    rows = capacity - (width - 1)
+    max_window = (rows - (fold_every - 1)) // 2
+    pays = device_type == "cuda" and dtype != torch.float32 and 4 <= max_window <= 16 and rows <= 48
     return "matmul" if pays else "recurrent"
 
 

@@ -38,7 +38,7 @@ def materialize(
     Returns: state, (batch, nheads, headdim, dstate) float32; tail, (batch, width - 1, conv_dim), dtype of rows, oldest
         row first. Zero for padding and before the first token.
     Raises: ValueError (shapes, numbers, slots), TypeError (dtypes, devices, strides, overlap). Nothing is written then.
-    Devices: CPU.
+    Devices: CPU, CUDA. There a slot that a CPU would refuse gives a zero state and a zero tail.
     Source: csrc/materialize. Reference: python_ref/materialize.py.
     """
     if out is None:
