@@ -8,6 +8,7 @@ import torch
 from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
 from test_mamba2_verify import CASES, NAN, int32, make_layer, poison_free_rows, walk
 
+from llamba_kernels.ops.mamba2_verify import choose_algorithm
 from python_ref.mamba2_verify import mamba2_verify_ref
 
 pytestmark = pytest.mark.device_only
@@ -175,6 +176,18 @@ def test_strides_and_pointers_that_allow_no_vectors():
             layer.cursor.commit(int32(1), int32(accepted))
         assert_bitwise(*outs)
     assert_bitwise(odd.checkpoint, plain.checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dstate", [64, 128, 256])
+def test_what_auto_chooses_fits_every_gpu(dtype, dstate, simt):
+    """The largest session that choose_algorithm gives to the closed form, on the GPU with the least shared memory."""
+    layer = make_layer(max_window=16, fold_every=17, nheads=1, headdim=128, dstate=dstate, dtype=dtype)
+    assert choose_algorithm("cuda", dtype, layer.rows.shape[1], 4, 17) == "matmul"
+    layer.algorithm = "matmul"
+    layer.cursor.begin(int32(1), int32(16))
+    with on_device.another_device(multiprocessors=1, shared_bytes=101_376, arch=86):
+        layer.verify(*layer.tokens(1, 16), int32(1))
 
 
 def test_windows_beyond_the_limits_are_refused(simt):

@@ -12,7 +12,7 @@ def choose_algorithm(device_type, dtype, capacity, width, fold_every):
 
     The recurrence costs three instructions per state element and token, replayed ones included; the closed form a fixed
     six (it splits the state for the tensor cores) and next to nothing per token, so it pays from windows of four. Its
-    shared memory holds 48 live and new rows on every GPU. float32 activations would take it eight products for each one.
+    shared memory holds 48 live and new rows on every GPU. float32 activations would take eight products for each one.
     capacity, width, fold_every: of the session; they bound its window.
     """
     rows = capacity - (width - 1)
