@@ -17,7 +17,7 @@ TESTS = sanitized.ROOT / "tests"
 SEED = int(os.environ.get("LLAMBA_SIMT_SEED", "1"))  # of the thread schedules
 ELSEWHERE = {"state_import": "materialize"}  # whose tests are another's
 WHOLE_STEPS = ["test_mamba2_walk.py", "test_step.py"]
-SLOWEST = "test_mamba2_[mw]*.py"  # together about half of the time: a process of their own
+SLOWEST = ("test_mamba2_[mw]*.py", "test_step.py")  # about half of the time: a process of their own
 LEAST = 600  # tests that must run
 
 
@@ -60,7 +60,7 @@ def finish(process, seed):
 
 
 def test_every_kernels_tests_with_sanitizers(environment):
-    slowest = sorted(path.name for path in TESTS.glob(SLOWEST))
+    slowest = sorted(path.name for pattern in SLOWEST for path in TESTS.glob(pattern))
     others = [name for name in kernel_tests() if name not in slowest]
     assert len(slowest) > 1 and len(others) > 5
     processes = [start(environment, names, SEED) for names in (slowest, others)]
@@ -68,8 +68,8 @@ def test_every_kernels_tests_with_sanitizers(environment):
 
 
 def test_a_few_tests_under_several_schedules(environment):
-    """A fold, a tree, a conv of 16-bit inputs, bulk copies, several warps to a sum."""
-    few = "chain or tree or row or batch"
+    """Chains and trees with folds, padding, blocks of every shape with bulk copies, sums over several warps."""
+    few = "base or shape or padding"
     names = ["test_mamba2_matmul.py", "test_mamba2_verify.py", "test_rms_norm.py"]
     seeds = (SEED + 1, SEED + 2)
     processes = [start(environment, names, seed, "-k", few) for seed in seeds]
