@@ -19,7 +19,7 @@ class Prepared:
     """What a contender hands over for one case and mix."""
 
     launches: list[Callable[[], object]]  # one step each; together the mix, on arguments that no cache still holds
-    check: Callable[[], None]  # raises if a result is wrong
+    check: Callable[[], dict[str, float]]  # {what of the results: its error over what is allowed}
     nbytes: float | None = None  # what one launch must move at least; None: not modelled
     details: dict = field(default_factory=dict)  # kept with the row: W, the bound, ...
 

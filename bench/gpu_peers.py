@@ -33,7 +33,7 @@ def snapshot(case, device, mix, tile=None):
         return [functools.partial(call, steps[copy], tile) for _, copy in rotation(1, len(steps), device)]
 
     tile = tile or min(TILES, key=lambda each: times_us(launches(each), device)[0])
-    check = functools.partial(steps[0].check, "snapshot", functools.partial(call, steps[0], tile))
+    check = functools.partial(steps[0].check, functools.partial(call, steps[0], tile))
     return Prepared(launches(tile), check, details={"tile": list(tile)})
 
 
@@ -50,7 +50,7 @@ def mamba_ssm(case, device, mix):
         return outs
 
     launches = [functools.partial(call, steps[copy]) for _, copy in rotation(1, len(steps), device)]
-    return Prepared(launches, lambda: steps[0].check("mamba_ssm", lambda: torch.stack(launches[0](), 1)))
+    return Prepared(launches, lambda: steps[0].check(lambda: torch.stack(launches[0](), 1)))
 
 
 def flashinfer_mtp(case, device, mix):
@@ -83,7 +83,7 @@ def flashinfer_mtp(case, device, mix):
         )
 
     launches = [functools.partial(call, copy) for _, copy in rotation(1, len(steps), device)]
-    return Prepared(launches, functools.partial(steps[0].check, "selective_state_update", launches[0]))
+    return Prepared(launches, functools.partial(steps[0].check, launches[0]))
 
 
 def flashinfer_ring(case, device, mix):
@@ -123,7 +123,7 @@ def flashinfer_ring(case, device, mix):
         return x, step, B
 
     launches = [functools.partial(call, *each) for each in rotation(len(live), len(steps), device)]
-    check = functools.partial(steps[0].check, "checkpointing_ssu", launches[0], past)
+    check = functools.partial(steps[0].check, launches[0], past)
     return Prepared(launches, check, details={"fold_every": RING_WINDOW})
 
 

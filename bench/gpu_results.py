@@ -18,6 +18,7 @@ A file is one JSON object; bench/results/<gpu>/mamba2_verify.json is one. Times 
       bound_us, bound_by  no faster is possible at copy_gb_per_s ("bytes") or at the highest clock ("operations")
       copy_gb_per_s  the machine's, as measured in the process that measured this row
       fold_every    W of the session, or the window of the peer's ring, or null
+      error_ratios  {what was checked before the clock: its error over what is allowed}; null: not a number
       error         null, "skipped: why", or what failed: such a row has no times
 """
 
