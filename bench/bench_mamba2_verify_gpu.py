@@ -55,7 +55,7 @@ def fill_in(row, prepared, device, machine):
     ratios = prepared.check()
     row["error_ratios"] = readable(ratios)
     require_close(row["contender"], ratios)
-    row["us_min"], row["us_median"] = times_us(prepared.launches, device)
+    row["us_min"], row["us_median"] = times_us(prepared.launches, device, prepared.cycle)
     row["nbytes"], row["fold_every"] = prepared.nbytes, prepared.details.get("fold_every")
     row["copy_gb_per_s"] = machine["copy_gb_per_s"]
     if "work" in prepared.details:

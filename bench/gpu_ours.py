@@ -1,5 +1,6 @@
 """Our mamba2_verify as a contender of the GPU benchmark: sequences spread over the phases of a session's cycle."""
 
+import math
 from functools import partial
 
 import torch
@@ -77,7 +78,8 @@ class Ours:
         mixed = [tuple(step) for step in steps[:, 1:3].tolist()]
         work = launch_work(case.shape, case.batch, case.ntokens, mixed, case.activations, case.checkpoint)
         details = {"fold_every": self.session.fold_every, "algorithm": self.algorithm, "work": work}
-        return Prepared(launches, partial(self.check, tables), work.nbytes, details)
+        cycle = math.lcm(len(steps), len(self.copies))
+        return Prepared(launches, partial(self.check, tables), cycle, work.nbytes, details)
 
     def call(self, arguments, table, out):
         return mamba2_verify(*arguments.values(), table, self.slots, **self.options, out=out)
