@@ -12,33 +12,24 @@ from functools import partial
 
 import pytest
 import torch
-from gpu_cases import ANY, NO_LIVE, STEADY, core_cases, full_cases
+from gpu_cases import core_cases, full_cases
+from gpu_check import readable, require_close
 from gpu_harness import times_us
 from gpu_ours import Ours
 from gpu_peers import PEERS
 from gpu_results import OURS, failures
+from gpu_rows import empty_rows
 from traffic import bound_us
 
 GIVE_UP = 3  # a peer that failed this often in a row is not tried again: each try may compile for a minute
 PATIENCE = {"ours": 60, "peer": 200}  # seconds for a row; a peer may compile
 DEVICE_LOST = 77
-RESULTS = ("us_min", "us_median", "nbytes", "bound_us", "bound_by", "copy_gb_per_s", "fold_every", "error")
 failed_before = {}  # contender -> failures in a row, and the last one's sentence
 
 
 def pytest_generate_tests(metafunc):
     cases = full_cases() if metafunc.config.getoption("--full-grid") else core_cases()
     metafunc.parametrize("case", cases, ids=lambda case: case.id)
-
-
-def empty_rows(contender, case):
-    """The rows of one contender and case, one per mix, without results."""
-    shape = [case.shape.nheads, case.shape.headdim, case.shape.dstate, case.shape.ngroups]
-    sizes = {"shape": shape, "batch": case.batch, "ntokens": case.ntokens}
-    dtypes = {"activations": case.activations, "checkpoint": case.checkpoint}
-    results = dict.fromkeys(RESULTS)
-    mixes = (STEADY, NO_LIVE) if contender in OURS or PEERS[contender][2] else (ANY,)
-    return [{**sizes, **dtypes, "mix": mix, "contender": contender, **results} for mix in mixes]
 
 
 def measure(contender, case, device, machine, fold_every=None):
@@ -61,8 +52,10 @@ def measure(contender, case, device, machine, fold_every=None):
 
 def fill_in(row, prepared, device, machine):
     """Fills in the row's results, after a check of what the launches compute."""
-    prepared.check()
-    row["us_min"], row["us_median"] = times_us(prepared.launches, device)
+    ratios = prepared.check()
+    row["error_ratios"] = readable(ratios)
+    require_close(row["contender"], ratios)
+    row["us_min"], row["us_median"] = times_us(prepared.launches, device, prepared.cycle)
     row["nbytes"], row["fold_every"] = prepared.nbytes, prepared.details.get("fold_every")
     row["copy_gb_per_s"] = machine["copy_gb_per_s"]
     if "work" in prepared.details:

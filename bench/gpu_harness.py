@@ -1,5 +1,6 @@
 """Times launches on a GPU by replaying CUDA graphs; on a CPU (a dry run, for tests) by calling them."""
 
+import math
 import shutil
 import statistics
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-LAUNCHES = 48  # in a graph, at least: a replay's own cost, a few microseconds, is shared by them
+LAUNCHES = 48  # in a graph, at least: a replay's own cost, a few microseconds, is shared by them ...
+LONG_US = 100  # ... unless one takes longer than this: then fewer will do
 SECONDS = 0.15  # of replays per row
 
 
@@ -19,7 +21,8 @@ class Prepared:
     """What a contender hands over for one case and mix."""
 
     launches: list[Callable[[], object]]  # one step each; together the mix, on arguments that no cache still holds
-    check: Callable[[], None]  # raises if a result is wrong
+    check: Callable[[], dict[str, float]]  # {what of the results: its error over what is allowed}
+    cycle: int = 1  # launches after which phases and copies are those of the first again
     nbytes: float | None = None  # what one launch must move at least; None: not modelled
     details: dict = field(default_factory=dict)  # kept with the row: W, the bound, ...
 
@@ -45,23 +48,41 @@ def rotation(nphases, ncopies, device):
     return [(i % nphases, i % ncopies) for i in range(-(-least // nphases) * nphases)]
 
 
-def times_us(launches, device):
-    """(least, median) microseconds per launch, of all launches in one graph replayed again and again."""
+def launches_in_graph(count, cycle, us):
+    """How many of `count` launches a graph has if one takes `us`: all, or whole cycles of about LAUNCHES * LONG_US."""
+    return min(count, math.ceil(LAUNCHES * LONG_US / us / cycle) * cycle)
+
+
+def replays_for(replay_ms, seconds):
+    return max(3, min(100, int(seconds * 1e3 / replay_ms)))
+
+
+def times_us(launches, device, cycle=1, seconds=SECONDS):
+    """(least, median) microseconds per launch, of `seconds` of replays of a graph of the launches.
+
+    A graph of the first cycle tells what a launch takes, and so how many of them the graph that is timed has.
+    """
     if device == "cpu":
         return _cpu_times(launches)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())  # which may still be filling the arguments
+    first = launches[:cycle]
     with torch.cuda.stream(stream):  # warm up: whatever compiles, tunes or loads does so here
-        for launch in launches:
+        for launch in first:
             launch()
     stream.synchronize()
+    launch_ms = _replays(_capture(first, stream), 3)[-1] / len(first)
+    held = launches[: launches_in_graph(len(launches), cycle, 1e3 * launch_ms)]
+    times = _replays(_capture(held, stream), replays_for(launch_ms * len(held), seconds))
+    return 1e3 * min(times) / len(held), 1e3 * statistics.median(times) / len(held)
+
+
+def _capture(launches, stream):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for launch in launches:
             launch()
-    replay_ms = _replays(graph, 3)[-1]
-    times = _replays(graph, max(10, min(100, int(SECONDS * 1e3 / replay_ms))))
-    return 1e3 * min(times) / len(launches), 1e3 * statistics.median(times) / len(launches)
+    return graph
 
 
 def _replays(graph, rounds):
@@ -86,7 +107,7 @@ def _cpu_times(launches):
 
 
 def copy_gb_per_s(device):
-    """1e9 bytes per second read and written by copying a tensor far larger than the caches; the best of 20."""
+    """1e9 bytes per second read and written by copying a tensor far larger than the caches; the best replay."""
     size = 1 << 22 if device == "cpu" else min(1 << 30, torch.cuda.mem_get_info()[0] // 8)
     source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
     least, _ = times_us([lambda: target.copy_(source)] * 20, device)

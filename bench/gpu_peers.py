@@ -5,9 +5,9 @@ checked against ssm_reference before they are timed.
 """
 
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
+import math
 
 import torch
 from gpu_cases import ring_phases
@@ -15,6 +15,7 @@ from gpu_harness import Prepared, rotation, times_us
 from gpu_step import steps_for
 
 RING_WINDOW = 16  # the most live rows that FlashInfer's ring holds
+TILE_SECONDS = 0.03  # of replays for each tile of the snapshot's search
 
 
 def snapshot(case, device, mix, tile=None):
@@ -32,9 +33,9 @@ def snapshot(case, device, mix, tile=None):
     def launches(tile):
         return [functools.partial(call, steps[copy], tile) for _, copy in rotation(1, len(steps), device)]
 
-    tile = tile or min(TILES, key=lambda each: times_us(launches(each), device)[0])
-    check = functools.partial(steps[0].check, "snapshot", functools.partial(call, steps[0], tile))
-    return Prepared(launches(tile), check, details={"tile": list(tile)})
+    tile = tile or min(TILES, key=lambda each: times_us(launches(each), device, len(steps), TILE_SECONDS)[0])
+    check = functools.partial(steps[0].check, functools.partial(call, steps[0], tile))
+    return Prepared(launches(tile), check, len(steps), details={"tile": list(tile)})
 
 
 def mamba_ssm(case, device, mix):
@@ -50,7 +51,7 @@ def mamba_ssm(case, device, mix):
         return outs
 
     launches = [functools.partial(call, steps[copy]) for _, copy in rotation(1, len(steps), device)]
-    return Prepared(launches, lambda: steps[0].check("mamba_ssm", lambda: torch.stack(launches[0](), 1)))
+    return Prepared(launches, lambda: steps[0].check(lambda: torch.stack(launches[0](), 1)), len(steps))
 
 
 def flashinfer_mtp(case, device, mix):
@@ -83,7 +84,7 @@ def flashinfer_mtp(case, device, mix):
         )
 
     launches = [functools.partial(call, copy) for _, copy in rotation(1, len(steps), device)]
-    return Prepared(launches, functools.partial(steps[0].check, "selective_state_update", launches[0]))
+    return Prepared(launches, functools.partial(steps[0].check, launches[0]), len(steps))
 
 
 def flashinfer_ring(case, device, mix):
@@ -123,8 +124,8 @@ def flashinfer_ring(case, device, mix):
         return x, step, B
 
     launches = [functools.partial(call, *each) for each in rotation(len(live), len(steps), device)]
-    check = functools.partial(steps[0].check, "checkpointing_ssu", launches[0], past)
-    return Prepared(launches, check, details={"fold_every": RING_WINDOW})
+    check = functools.partial(steps[0].check, launches[0], past)
+    return Prepared(launches, check, math.lcm(len(live), len(steps)), details={"fold_every": RING_WINDOW})
 
 
 PEERS = {  # name: (package, prepare(case, device, mix), does the mix matter)

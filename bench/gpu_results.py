@@ -13,11 +13,12 @@ A file is one JSON object; bench/results/<gpu>/mamba2_verify.json is one. Times 
       mix           "steady": every step keeps 3 tokens (1, 2 of a window of 1, 2), live rows and folds as they then
                     are; "no live rows"; "any": this contender's step is always the same
       contender     "recurrent", "matmul": ours; or a name in gpu_peers.PEERS
-      us_min, us_median   over replays of a CUDA graph of 48 launches or more, arguments cold; null if error is set
+      us_min, us_median   over replays of a CUDA graph of 48 launches or of 5 ms, arguments cold; null if error is set
       nbytes        what a launch must move at least (traffic.py); null for peers, whose schemes move other amounts
       bound_us, bound_by  no faster is possible at copy_gb_per_s ("bytes") or at the highest clock ("operations")
       copy_gb_per_s  the machine's, as measured in the process that measured this row
       fold_every    W of the session, or the window of the peer's ring, or null
+      error_ratios  {what was checked before the clock: its error over what is allowed}; null: not a number
       error         null, "skipped: why", or what failed: such a row has no times
 """
 

@@ -3,8 +3,8 @@
 import functools
 
 import torch
+from gpu_check import error_ratio
 from gpu_harness import copies_for
-from gpu_ours import assert_close
 from torch.nn.functional import softplus
 
 
@@ -44,9 +44,9 @@ class Step:
         self.wide_A = self.A[:, None, None].expand(sizes[1:])
         self.wide_D, self.wide_bias = (each[:, None].expand(sizes[1:3]) for each in (self.D, self.dt_bias))
 
-    def check(self, name, launch, past=None):
+    def check(self, launch, past=None):
         """launch() -> y; past: (x, step, B) of the rows that the first and the last sequence replay, each its own."""
-        batch = len(self.x)
+        batch, ratios = len(self.x), []
         for b in sorted({0, batch - 1}):
             few = slice(b, b + 1)
             x, B, C = self.x[few], self.B[few], self.C[few]
@@ -58,7 +58,8 @@ class Step:
             start = self.state[b * self.stride][None].clone()
             y, _ = ssm_reference(start, x, step, self.A, B, C, self.D)
             self.out.fill_(float("nan"))
-            assert_close(f"y of {name}", launch()[few], y[:, -self.x.shape[1] :], tolerance=2e-2)
+            ratios.append(error_ratio(launch()[few], y[:, -self.x.shape[1] :], tolerance=2e-2))
+        return {"y": max(ratios)}
 
 
 def steps_for(case, device, states, stride=1):

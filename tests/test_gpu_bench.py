@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import bench_mamba2_verify_gpu as bench
 import gpu_ours
 from gpu_cases import DTYPES, NO_LIVE, SHAPES, STEADY, Case, core_cases, full_cases, phases, ring_phases
+from gpu_check import require_close
 from gpu_harness import machine, rotation
 from gpu_results import Results, aligned, find, key, lines, load, ratios
 from traffic import Shape, bound_us, launch_work, step_work
@@ -107,6 +108,7 @@ def test_our_rows_on_the_cpu(cpu, batch, ntokens, dtypes):
         assert [row["mix"] for row in rows] == [STEADY, NO_LIVE]
         for row in rows:
             assert row["error"] is None and 0 < row["us_min"] <= row["us_median"]
+            assert 0 < row["error_ratios"]["y"] <= 1 and 0 <= row["error_ratios"]["checkpoint"] <= 1
             assert row["bound_us"] == row["nbytes"] / cpu["copy_gb_per_s"] / 1e3 and row["bound_by"] == "bytes"
         assert rows[0]["nbytes"] > rows[1]["nbytes"]
 
@@ -119,7 +121,7 @@ def test_the_kernels_pass_the_check_before_the_clock(shape, batch, ntokens, dtyp
     ours = gpu_ours.Ours(Case(shape, batch, ntokens, *dtypes), "cpu", algorithm)
     ours.options["algorithm"] = algorithm
     for mix in (STEADY, NO_LIVE):
-        ours.prepare(mix).check()
+        require_close("ours", ours.prepare(mix).check())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
@@ -152,7 +154,8 @@ def test_a_wrong_operator_is_not_timed(cpu, monkeypatch, fault, batch):
     monkeypatch.setattr(gpu_ours, "mamba2_verify", fault)
     rows = bench.measure("recurrent", replace(TINY, batch=batch), "cpu", cpu)
     assert rows[0]["error"].startswith("AssertionError: ") and rows[0]["us_median"] is None
-    assert "of mamba2_verify must be within" in rows[0]["error"]
+    assert "recurrent must be within tolerance of the reference; beyond it: " in rows[0]["error"]
+    assert max(2 if ratio is None else ratio for ratio in rows[0]["error_ratios"].values()) > 1
 
 
 def test_what_does_not_fit_is_skipped_and_says_so(cpu, monkeypatch):

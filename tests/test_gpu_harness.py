@@ -11,7 +11,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import gpu_harness
-from gpu_harness import LAUNCHES, copies_for, machine, rotation, times_us
+import gpu_peers
+from gpu_harness import LAUNCHES, copies_for, launches_in_graph, machine, replays_for, rotation, times_us
 
 pytestmark = pytest.mark.cpu_only
 
@@ -20,10 +21,10 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 class Pretended:
-    """Records what happens in order; a replay takes 0.5 ms per captured launch, every third one twice as long."""
+    """Records what happens in order; a replay takes `ms` per captured launch, every third one twice as long."""
 
     def __init__(self):
-        self.now, self.captured, self.replays, self.log, self.free = 0.0, None, 0, [], 100 * GIB
+        self.ms, self.now, self.captured, self.replays, self.log, self.free = 0.5, 0.0, None, 0, [], 100 * GIB
         self.properties = SimpleNamespace(
             name="NVIDIA Made-up", major=9, minor=0, multi_processor_count=132, L2_cache_size=60 * MIB, total_memory=GIB
         )
@@ -45,7 +46,7 @@ class Pretended:
 
     def replay(self):
         self.replays += 1
-        self.now += 0.5 * self.captured * (2 if self.replays % 3 == 0 else 1)
+        self.now += self.ms * self.captured * (2 if self.replays % 3 == 0 else 1)
 
     def Event(self, enable_timing):
         event = SimpleNamespace(record=lambda: setattr(event, "at", self.now))
@@ -60,14 +61,49 @@ def cuda(monkeypatch):
     return pretended
 
 
-def test_times_are_per_launch_of_replays_after_a_warm_up(cuda):
-    launches = [lambda i=i: cuda.log.append(i) for i in range(4)]
-    least, median = times_us(launches, "cuda")
-    assert cuda.log == [0, 1, 2, 3, "synchronize", "capture", 0, 1, 2, 3]
-    assert cuda.captured == 4 and least == pytest.approx(500) and median == pytest.approx(500)
-    assert cuda.replays == 3 + int(gpu_harness.SECONDS * 1e3 / 4)  # the last of the first 3 took 4 ms
+@pytest.mark.parametrize("ms, held", [(0.05, 6), (1, 4), (2, 2)])
+def test_times_are_per_launch_of_replays_after_a_warm_up(cuda, monkeypatch, ms, held):
+    monkeypatch.setattr(gpu_harness, "LAUNCHES", 60)  # or 6 ms of them
+    cuda.ms = ms  # the third of the first replays takes twice as long: a graph of 6 ms has this many launches
+    launches = [lambda i=i: cuda.log.append(i) for i in range(6)]
+    least, median = times_us(launches, "cuda", cycle=2)
+    assert cuda.log == [0, 1, "synchronize", "capture", 0, 1, "capture", *range(held)]
+    assert cuda.captured == held and [least, median] == pytest.approx([1e3 * ms] * 2)
+    assert cuda.replays == 3 + replays_for(2 * ms * held, gpu_harness.SECONDS)
+
+
+def test_median_of_the_replays(cuda):
+    cuda.captured = 4
     times = gpu_harness._replays(cuda.CUDAGraph(), 3)
     assert sorted(times) == [2, 2, 4] and statistics.median(times) == 2
+
+
+def test_launches_of_a_graph():
+    assert [launches_in_graph(48, 1, us) for us in (2, 100, 200, 2400, 5e6)] == [48, 48, 24, 2, 1]
+    assert [launches_in_graph(48, 16, us) for us in (2, 100, 200, 2400)] == [48, 48, 32, 16]  # whole cycles
+    assert launches_in_graph(50, 10, 100) == 50 and launches_in_graph(50, 10, 5e6) == 10
+    assert launches_in_graph(164, 324, 5e6) == 164  # every copy: caches would hold fewer
+
+
+def test_replays_of_a_graph():
+    assert [replays_for(ms, 0.15) for ms in (0.1, 2, 15, 100, 2400)] == [100, 75, 10, 3, 3]
+
+
+def seconds_of_a_row(us, count, cycle, budgets):
+    """On the device: per budget the warm-up, three replays of the first cycle, and the replays that are timed."""
+    launches = 0
+    for seconds in budgets:
+        held = launches_in_graph(count, cycle, us)
+        launches += 4 * min(cycle, count) + held * replays_for(us * held / 1e3, seconds)
+    return launches * us / 1e6
+
+
+def test_a_slow_row_takes_little_longer_than_its_budget():
+    """The slowest on an H200: 2.4 ms a launch of the snapshot, whose tiles are searched; 0.8 ms of ours."""
+    search = [gpu_peers.TILE_SECONDS] * 3 + [gpu_harness.SECONDS]
+    assert seconds_of_a_row(2400, 48, 2, search) < 2 * sum(search)
+    for us in (3, 10, 30, 100, 300, 800):
+        assert seconds_of_a_row(us, 48, 16, [gpu_harness.SECONDS]) < 1.5 * gpu_harness.SECONDS
 
 
 def test_copies_pass_more_than_twice_the_cache_and_fit_the_memory(cuda):
