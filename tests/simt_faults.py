@@ -23,6 +23,7 @@ class Fault(NamedTuple):
 
 VERIFY = "mamba2_verify/mamba2_"
 RECURRENT, MATMUL, STATE = f"{VERIFY}recurrent_kernel.cuh", f"{VERIFY}matmul_kernel.cuh", f"{VERIFY}state.cuh"
+MATMUL_STATE = f"{VERIFY}matmul_state.cuh"
 TOKENS, STORAGE, VISITS = f"{VERIFY}tokens.cuh", f"{VERIFY}matmul_storage.cuh", f"{VERIFY}visits.cuh"
 RECURRENT_TESTS, MATMUL_TESTS = "tests/test_mamba2_recurrent.py", "tests/test_mamba2_matmul.py"
 VERIFY_TESTS, CURSOR_TESTS = "tests/test_mamba2_verify.py", "tests/test_cursor.py"
@@ -111,7 +112,7 @@ FAULTS = [
     ),
     Fault(
         "matmul: a bulk barrier is told fewer bytes than come",
-        MATMUL,
+        MATMUL_STATE,
         "row_bytes * dims);",
         "row_bytes * (dims - 1));",
         f"{MATMUL_TESTS} -k blocks_of_every_shape",
@@ -226,7 +227,7 @@ FAULTS = [
     ),
     Fault(
         "matmul: rows of a checkpoint taken as contiguous",
-        MATMUL,
+        MATMUL_STATE,
         "(place.dim + i) * args.checkpoint_stride_dim",
         "(place.dim + i) * args.dstate",
         f"{MATMUL_TESTS} -k no_vectors",

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import sanitized
+from simt_faults import FAULTS
 
 pytestmark = pytest.mark.cpu_only  # it starts the tests that are not
 TESTS = sanitized.ROOT / "tests"
@@ -74,3 +75,9 @@ def test_a_few_tests_under_several_schedules(environment):
     seeds = (SEED + 1, SEED + 2)
     processes = [start(environment, names, seed, "-k", few) for seed in seeds]
     assert all([finish(process, seed) > 5 for process, seed in zip(processes, seeds, strict=True)])
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+def test_the_faults_of_the_slow_test_are_still_in_the_sources(fault):
+    assert (sanitized.ROOT / "csrc" / fault.file).read_text().count(fault.old) == 1
