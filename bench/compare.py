@@ -7,6 +7,7 @@ bandwidth and clock, which nothing reaches. A GPU without a file is "not measure
 
 import argparse
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,8 @@ def main():
         measured = read(options.files)
     except (OSError, ValueError) as problem:
         parser.error(str(problem))
+    except (AttributeError, KeyError, TypeError):
+        parser.error(f"files must be results of bench_mamba2_verify_gpu.py; got {', '.join(options.files)}")
     table = "\n".join(text(measured)) + "\n"
     print(table, end="")
     if options.text:
@@ -144,6 +147,7 @@ def main():
     from compare_figure import draw  # matplotlib takes a second to import
 
     draw(measured, options.figure)
+    print(f"figure: {options.figure}", file=sys.stderr)
 
 
 if __name__ == "__main__":

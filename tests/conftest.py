@@ -28,6 +28,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     device = config.getoption("--device")
     if device == "simt":
+        try:
+            on_device.simt_library()
+        except RuntimeError as problem:
+            raise pytest.UsageError(str(problem)) from None
         on_device.simt_library().llamba_simt_seed(ctypes.c_uint64(config.getoption("--simt-seed")))
     if device == "cuda":
         on_device.run_operators_on_cuda()

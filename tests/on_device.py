@@ -16,7 +16,8 @@ def simt_library():
     path = Path(llamba_kernels.__file__).with_name("libllamba_cuda.so")
     library = ctypes.CDLL(str(path))
     if not hasattr(library, "llamba_simt_enabled"):
-        raise RuntimeError(f"--device simt: the package must be a LLAMBA_SIMT=1 build; got {path}")
+        how = "PYTHONPATH=build/simt/lib python -P -m pytest --device simt"
+        raise RuntimeError(f"--device simt: the package must be a LLAMBA_SIMT=1 build ({how}); got {path}")
     return library
 
 

@@ -16,6 +16,8 @@ import llamba_kernels
 from llamba_kernels._load import native
 from llamba_kernels.env import describe
 
+pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
+
 PACKAGE = Path(llamba_kernels.__file__).parent
 ROOT = Path(__file__).parents[1]
 CUDA_LIBRARY = PACKAGE / "libllamba_cuda.so"

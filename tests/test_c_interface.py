@@ -8,6 +8,8 @@ import pytest
 
 import llamba_kernels
 
+pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
+
 LIBRARY = ctypes.CDLL(str(Path(llamba_kernels.__file__).with_name("libllamba_cpu.so")))
 LIBRARY.llamba_last_error.restype = ctypes.c_char_p
 HEADER = (Path(__file__).parents[1] / "csrc" / "include" / "llamba.h").read_text()

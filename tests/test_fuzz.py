@@ -13,6 +13,8 @@ from fuzz_ops import OPS
 
 from llamba_kernels import ops
 
+pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
+
 
 def test_some_random_calls():
     accepted, refused = fuzz.fuzz(calls=1500)

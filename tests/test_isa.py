@@ -36,6 +36,8 @@ from llamba_kernels.testing import (
     make_speculative_accept_inputs,
 )
 
+pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -51,11 +51,11 @@ def mamba2_verify(
         out     = state . C + D x
 
     The state starts at the checkpoint and is stored back only where the step folds; the new tokens' raw rows are
-    stored, so taking a token back is an edit of the cursor. A token's bits depend on the tokens on its own path alone:
-    not on the window, the fold schedule, what was accepted before, the batch, or the other branches of a tree. A window
-    of K tokens, or a path of K tokens in a tree, equals K one-token calls, bit for bit. To keep this with a 16-bit
-    checkpoint the running state is rounded whenever it passes a position that is a multiple of fold_every, whether or
-    not it is stored there.
+    stored, so taking a token back is an edit of the cursor. With the recurrent algorithm a token's bits depend on the
+    tokens on its own path alone: not on the window, the fold schedule, what was accepted before, the batch, or other
+    branches of a tree. A window of K tokens, or a path of K tokens in a tree, equals K one-token calls, bit for bit. To
+    keep this with a 16-bit checkpoint the running state is rounded whenever it passes a position that is a multiple of
+    fold_every, whether or not it is stored there.
 
     Args:
         xBC: (batch, max_ntokens, conv_dim) float32, bfloat16 or float16, raw columns of in_proj: x, B, C;
