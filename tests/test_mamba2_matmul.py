@@ -1,45 +1,20 @@
 """mamba2_verify in closed form (algorithm="matmul"), which CUDA kernels alone have: against the fp64 reference."""
 
-import random
-
 import on_device
 import pytest
 import torch
 from helpers import Surrounded, assert_bitwise, assert_close_to_ref, assert_refused, sliced
-from test_mamba2_verify import CASES, NAN, int32, make_layer, poison_free_rows, walk
+from test_mamba2_verify import CASES, NAN, int32, make_layer, poison_free_rows, run_walk
 
 from llamba_kernels.ops.mamba2_verify import choose_algorithm
-from python_ref.mamba2_verify import mamba2_verify_ref
 
 pytestmark = pytest.mark.device_only
-
-
-def run_walk(change, tree, steps=8, seeds=3, algorithm="matmul", least=1, **session):
-    """Outputs and final checkpoints of the op, of the fp64 reference and of PyTorch at the op's dtypes, pooled."""
-    outs, states = [[], [], []], [[], [], []]
-    for seed in range(seeds):
-        layer, wide, narrow = (make_layer(seed, **session, **change) for _ in range(3))
-        layer.algorithm = algorithm
-        wide.checkpoint = wide.checkpoint.double()
-        generator = torch.Generator().manual_seed(seed + 10)
-        for xBC, dt, parents, path, out in walk(layer, steps, random.Random(seed), generator, tree=tree, least=least):
-            outs[0].append(out.flatten())
-            for i, (other, compute) in enumerate(((wide, torch.float64), (narrow, torch.float32)), start=1):
-                other.cursor.begin(int32(1), int32(xBC.shape[1]))
-                options = dict(parents=parents, fold_every=layer.cursor.session.fold_every, compute_dtype=compute)
-                ref = mamba2_verify_ref(*other.arguments(xBC, dt, int32(1)), **other.heads, **options)
-                outs[i].append((ref if other is wide else ref.to(out.dtype)).flatten())
-                other.cursor.commit(int32(1), int32(len(path)), int32(*path).view(1, -1))
-        if int(layer.cursor.table[1, 0]) > int(layer.cursor.table[1, 1]):
-            for kept, each in zip(states, (layer, wide, narrow), strict=True):
-                kept.append(each.checkpoint[1].flatten())
-    return [torch.cat(parts) for parts in outs], [torch.cat(parts) for parts in states]
 
 
 @pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
 @pytest.mark.parametrize("change", CASES.values(), ids=CASES)
 def test_values_against_fp64_reference(change, tree):
-    outs, states = run_walk(change, tree)
+    outs, states = run_walk(change, tree, algorithm="matmul")
     assert_close_to_ref(*outs)
     assert_close_to_ref(*states)
 
@@ -151,7 +126,7 @@ def test_a_float32_checkpoint_counts_as_float32(change):
 @pytest.mark.parametrize("change", [dict(dtype=torch.bfloat16, dstate=128), dict()], ids=["bf16", "float32"])
 def test_windows_and_live_rows_of_64(change, tree):
     change = change | dict(nheads=2, headdim=32)
-    outs, states = run_walk(change, tree, steps=5, seeds=2, max_window=64, fold_every=1, least=60)
+    outs, states = run_walk(change, tree, algorithm="matmul", steps=5, seeds=2, max_window=64, fold_every=1, least=60)
     assert_close_to_ref(*outs)
     assert_close_to_ref(*states)
 

@@ -88,9 +88,10 @@ def mamba2_verify(
     if algorithm not in ("auto", *ALGORITHMS):
         raise ValueError(f"mamba2_verify: algorithm must be auto, recurrent or matmul; got {algorithm!r}")
     if algorithm == "auto":
-        sizes = rows.shape[1:2] + conv_weight.shape[1:2]  # a tensor of another rank is refused below
-        known = len(sizes) == 2
-        algorithm = choose_algorithm(xBC.device.type, xBC.dtype, *sizes, fold_every) if known else "recurrent"
+        algorithm = "recurrent"
+        if xBC.is_cuda and rows.dim() == 3 and conv_weight.dim() == 2:  # other ranks are refused below
+            sizes = rows.shape[1], conv_weight.shape[1]
+            algorithm = choose_algorithm(xBC.device.type, xBC.dtype, *sizes, fold_every)
     if out is None:
         out = torch.empty((*xBC.shape[:2], *checkpoint.shape[1:3]), dtype=xBC.dtype, device=xBC.device)
     call(
