@@ -14,9 +14,9 @@ native.llamba_capture_name.restype = ctypes.c_char_p
 class Capture:
     """Runs `body` once and records which operators it calls, with which memory and numbers; `replay` repeats them.
 
-    Like a CUDA graph it knows operators of this package only, whatever else `body` does, and addresses, not tensors: what
-    the calls read and wrote must stay where it is. `held` keeps it alive; every output must be given by `out=`.
-    What changes between replays (tokens, slots, positions, the cursor) changes inside those tensors.
+    Like a CUDA graph it knows addresses, not tensors: what the calls read and wrote must stay where it is. `held` keeps
+    it alive; every output must be given by `out=`. What changes between replays (tokens, slots, positions, the cursor)
+    changes inside those tensors. What else `body` does, beside operators of this package, is not repeated.
     """
 
     def __init__(self, body: Callable[[], object], held: object):

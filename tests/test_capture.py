@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 from helpers import assert_bitwise, assert_refused
+from test_step import int32, make_model
 
 from llamba_kernels import ops
 from llamba_kernels.cache import DecodeCache, Session
 from llamba_kernels.capture import Capture
 from llamba_kernels.models.step import StepModel
-from test_step import int32, make_model
 
 COS = SIN = torch.linspace(0, 1, 8 * 4).view(8, 4)
 
@@ -110,7 +110,9 @@ def test_a_step_allocates_nothing():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         steps()
     allocated = [event for event in profile.events() if event.cpu_memory_usage > 0]
-    assert not allocated, f"{len(allocated)} allocations, the largest of {max(e.cpu_memory_usage for e in allocated)} bytes"
+    assert not allocated, (
+        f"{len(allocated)} allocations, the largest of {max(e.cpu_memory_usage for e in allocated)} bytes"
+    )
 
 
 def test_bind_sees_other_parameters_and_an_old_capture_keeps_its_own():

@@ -21,9 +21,9 @@ from .workspace import Space, Workspace
 class StepModel:
     """Binds a model to a cache. Call it between `cursor.begin` and `cursor.commit`.
 
-    The weights are read in place, in their own dtype; only A, D and dt_bias are widened to fp32, by `bind`, which whoever
-    changes the model calls again. All memory of a step is allocated here. A step's operators are captured at the first
-    step of each shape and from then on replayed, without Python or torch between them.
+    The weights are read in place, in their own dtype; only A, D and dt_bias are widened to fp32, by `bind`, which
+    whoever changes the model calls again. All memory of a step is allocated here. A step's operators are captured at
+    the first step of each shape and from then on replayed, without Python or torch between them.
     """
 
     def __init__(self, model: LlambaForCausalLM, cache: DecodeCache):

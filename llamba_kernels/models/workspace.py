@@ -64,8 +64,8 @@ class Workspace:
         if (batch, window) not in self._spaces:
             if not 1 <= batch <= self.nslots or not 1 <= window <= self.max_window:
                 raise ValueError(
-                    f"step: tokens must be at most (nslots, max_window) = ({self.nslots}, {self.max_window}), and at least "
-                    f"one; got ({batch}, {window})"
+                    f"step: tokens must be (1, 1) to (nslots, max_window) = ({self.nslots}, {self.max_window}); "
+                    f"got ({batch}, {window})"
                 )
             self._spaces[batch, window] = self._make(batch, window)
         return self._spaces[batch, window]
@@ -78,6 +78,4 @@ class Workspace:
         z, xBC, dt = projected.split(self.columns["projected"], dim=-1)
         qk = qkv[..., : q.shape[-1] + k.shape[-1]]
         positions = self.positions[:rows].view(batch, window)
-        return Space(
-            slots=self.slots[:batch], positions=positions, qk=qk, q=q, k=k, v=v, z=z, xBC=xBC, dt=dt, **views
-        )
+        return Space(slots=self.slots[:batch], positions=positions, qk=qk, q=q, k=k, v=v, z=z, xBC=xBC, dt=dt, **views)
