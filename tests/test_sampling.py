@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from exact_law import warped
 from helpers import assert_bitwise, assert_refused
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from llamba_kernels.speculative.sampling import Sampling, draw
 
@@ -19,16 +19,6 @@ SETTINGS = [
     Sampling(2.0, 10**6, 0.99),
     Sampling(1.0, 1, 1.0),
 ]
-
-
-def warped(logits, sampling):
-    """By transformers, in double: with its warpers' float sums the border may fall elsewhere by rounding."""
-    scores = TemperatureLogitsWarper(sampling.temperature)(None, logits.double())
-    if sampling.top_k:
-        scores = TopKLogitsWarper(sampling.top_k)(None, scores)
-    if sampling.top_p < 1.0:
-        scores = TopPLogitsWarper(sampling.top_p)(None, scores)
-    return scores
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
