@@ -86,6 +86,12 @@ def call(op, *args):
         raise _refusal(op, args, error) from None
 
 
+def raise_status(status):
+    """Raises what an operator that was called past torch has refused: its one sentence."""
+    if status:
+        raise _ERRORS.get(status, RuntimeError)(native.llamba_op_error().decode())
+
+
 def _fake(op):
     """All outputs are arguments, so there is nothing to return. torch comes here, too, when one tensor is on meta."""
 

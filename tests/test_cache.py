@@ -48,10 +48,10 @@ def test_prefill_hands_over_what_stepping_would_have_left(model, length, fold_ev
                 cache.cursor.begin(slot, one)
                 last = step(slot, token.view(1, 1))
                 cache.cursor.commit(slot, one)
-            logits.append(last[0, 0])
+            logits.append(last[0, 0].clone())
         for _ in range(3):
             cache.cursor.begin(slot, three)
-            logits.append(step(slot, more)[0])
+            logits.append(step(slot, more)[0].clone())
             cache.cursor.commit(slot, three)
     for one_way, other_way in zip(logits[:4], logits[4:], strict=True):
         torch.testing.assert_close(one_way, other_way, rtol=1e-4, atol=1e-5)
@@ -65,7 +65,7 @@ def test_slots_do_not_disturb_each_other(model):
         cache.prefill(model, slot, prompts[slot // 2])
         one_slot = torch.tensor([slot], dtype=torch.int32)
         cache.cursor.begin(one_slot, torch.tensor([4], dtype=torch.int32))
-        alone.append(step(one_slot, prompts[slot // 2, None, :4]))
+        alone.append(step(one_slot, prompts[slot // 2, None, :4]).clone())
         cache.cursor.commit(one_slot, torch.tensor([0], dtype=torch.int32))  # taken back entirely
     slots = torch.tensor([2, 0], dtype=torch.int32)
     cache.cursor.begin(slots, torch.tensor([4, 4], dtype=torch.int32))
@@ -82,7 +82,7 @@ def test_padding_is_never_touched(model):
     before = [buffer[1:].clone() for layer in cache.layers for buffer in vars(layer).values()]
     slots, ntokens = torch.tensor([-1, 0, -1], dtype=torch.int32), torch.tensor([1, 3, 1], dtype=torch.int32)
     cache.cursor.begin(slots, ntokens)
-    logits = step(slots, prompt[[1, 0, 1], :3])
+    logits = step(slots, prompt[[1, 0, 1], :3]).clone()
     after = [buffer[1:] for layer in cache.layers for buffer in vars(layer).values()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     cache.prefill(model, 0, prompt[0])

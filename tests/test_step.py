@@ -54,7 +54,7 @@ def decode(step, slot, tokens, window):
     logits = []
     for chunk in tokens.split(window):
         step.cache.cursor.begin(int32(slot), int32(len(chunk)))
-        logits.append(step(int32(slot), chunk.unsqueeze(0))[0])
+        logits.append(step(int32(slot), chunk.unsqueeze(0))[0].clone())
         step.cache.cursor.commit(int32(slot), int32(len(chunk)))
     return torch.cat(logits)
 

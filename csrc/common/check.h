@@ -111,3 +111,9 @@ HeadRows check_head_rows(const char* op, const char* name, const Tensor& tensor,
 void check_status(int status, const char* sentence);
 
 }  // namespace llamba
+
+// What this thread's operator refused last; read by llamba_kernels/_load.py, too.
+extern "C" {
+LLAMBA_API const char* llamba_op_error(void);
+LLAMBA_API int llamba_op_status(void);
+}

@@ -270,7 +270,6 @@ void check_status(int status, const char* sentence) {
 
 }  // namespace llamba
 
-// Read by llamba_kernels/_load.py.
 extern "C" {
 LLAMBA_API const char* llamba_op_error(void) { return llamba::last_sentence.c_str(); }
 LLAMBA_API int llamba_op_status(void) { return llamba::last_status; }

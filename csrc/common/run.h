@@ -7,6 +7,11 @@ namespace llamba {
 
 // llamba_<op>_cuda of libllamba_cuda.so on the device's current stream; throws one sentence if it cannot.
 void run_cuda(const char* op, const void* args, int32_t device);
+
+// Adds the call to this thread's capture, if there is one (capture_op.cpp). cpu null: CUDA.
+void record(const char* op, const void* args, size_t size, int (*cpu)(const void*), int32_t device);
+// For operators whose struct points to memory of the call itself.
+void refuse_in_capture(const char* op);
 #ifdef LLAMBA_SIMT
 bool simt_has(const char* op);  // a CUDA kernel that the executor of csrc/simt runs on CPU tensors
 #endif
@@ -14,12 +19,17 @@ bool simt_has(const char* op);  // a CUDA kernel that the executor of csrc/simt 
 // on: any tensor of the call; the operator runs on its device.
 template <typename Args>
 void run(const char* op, const Tensor& on, const Args& args, int (*cpu)(const Args*)) {
-  if (on.device().is_cuda()) return run_cuda(op, &args, on.get_device_index());
+  int32_t device = on.device().is_cuda() ? on.get_device_index() : -1;
 #ifdef LLAMBA_SIMT
-  if (simt_has(op)) return run_cuda(op, &args, 0);
+  if (simt_has(op)) device = 0;
 #endif
+  if (device >= 0) {
+    run_cuda(op, &args, device);
+    return record(op, &args, sizeof(args), nullptr, device);
+  }
   const int status = cpu(&args);  // first: the sentence is read after the call that records it
   check_status(status, llamba_last_error());
+  record(op, &args, sizeof(args), reinterpret_cast<int (*)(const void*)>(cpu), -1);
 }
 
 }  // namespace llamba

@@ -17,6 +17,7 @@ void kv_compact(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& 
   CHECK_STRIDE(cursor, -1, 1);
   check_range(kOp, "columns of cursor", cursor.size(1), LLAMBA_CURSOR_HEADER, INT32_MAX);
   const int64_t ncaches = k_caches.size();
+  refuse_in_capture(kOp);
   check_range(kOp, "length of k_caches", ncaches, 1, INT32_MAX);
   check_range(kOp, "length of v_caches", v_caches.size(), ncaches, ncaches);
   CHECK_DIM(slots, 1, 1);

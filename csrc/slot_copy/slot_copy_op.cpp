@@ -33,6 +33,7 @@ llamba_slot_buffer checked_buffer(const std::string& text, const Tensor& buffer,
 
 void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const std::vector<Tensor>& kv,
                const Tensor& src, const Tensor& dst, int64_t width) {
+  refuse_in_capture(kOp);
   CHECK_DIM(cursor, 2, 2);
   CHECK_DTYPE(cursor, Int);
   CHECK_STRIDE(cursor, -1, 1);

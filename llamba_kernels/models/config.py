@@ -67,7 +67,7 @@ class LlambaConfig(PreTrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     pad_token_id: int | None = None
-    use_cache: bool = False  # `generate` recomputes; decoding with state is the speculative decoder's
+    use_cache: bool = True
 
     layers: list[str] | None = None
     mamba_num_heads: int | None = None

@@ -1,7 +1,7 @@
 """Llama with some attention layers replaced by Mamba-2 mixers: the full-sequence model.
 
 Parameter names are those of `transformers.LlamaForCausalLM`, so a Llama checkpoint loads by name; a converted layer
-has `mamba` where Llama has `self_attn`. Decoding against a cache lives in `llamba_kernels.speculative`.
+has `mamba` where Llama has `self_attn`. Decoding against a cache is in step.py and generation.py.
 """
 
 import torch
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 from .config import LlambaConfig
@@ -128,8 +128,6 @@ class LlambaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlambaDecoderLayer"]
     _supports_sdpa = True
-    # Not a model that transformers may decode with its own KV cache or roll back by cropping one.
-    _is_stateful = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -185,9 +183,9 @@ class LlambaModel(LlambaPreTrainedModel):
 
 
 class LlambaForCausalLM(LlambaPreTrainedModel, GenerationMixin):
-    """`generate` is correct and slow: without a cache every step recomputes the sequence.
+    """transformers' `generate` works on it, on the CPU with a `GenerationCache`, assisted decoding and beams included.
 
-    Use `llamba_kernels.speculative` to decode fast.
+    `llamba_kernels.SpeculativeDecoder` is faster: it decides on the device what stays, and allocates nothing per step.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -209,22 +207,58 @@ class LlambaForCausalLM(LlambaPreTrainedModel, GenerationMixin):
         output_hidden_states: bool = False,
         handover=None,
         past_key_values=None,
-        use_cache: bool = False,
+        use_cache: bool | None = None,
         return_dict: bool = True,
         **loss_kwargs,
-    ) -> CausalLMOutput:
-        """As `transformers.LlamaForCausalLM.forward`, without a cache; `handover` as in `LlambaModel.forward`."""
+    ) -> CausalLMOutputWithPast:
+        """As `transformers.LlamaForCausalLM.forward`; `handover` as in `LlambaModel.forward`.
+
+        With past_key_values, a `GenerationCache`, input_ids continue its sequences; without one there is no cache,
+        whatever use_cache says. Raises ValueError and TypeError.
+        """
+        if past_key_values is not None:
+            logits = self._forward_with_cache(
+                past_key_values, input_ids, attention_mask, logits_to_keep, labels, output_hidden_states
+            )
+            output = CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+            return output if return_dict else output.to_tuple()
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, output_hidden_states, handover)
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
-        output = CausalLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
         return output if return_dict else output.to_tuple()
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
-        # There is no cache, whatever use_cache says: each step needs the whole sequence.
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+    @staticmethod
+    def _forward_with_cache(cache, input_ids, attention_mask, logits_to_keep, labels, output_hidden_states) -> Tensor:
+        from .generation import GenerationCache  # here, because it needs the step, which needs this module
+
+        if not isinstance(cache, GenerationCache):
+            raise TypeError(f"forward: past_key_values must be a GenerationCache; got {type(cache).__name__}")
+        if input_ids is None or labels is not None or output_hidden_states or isinstance(logits_to_keep, Tensor):
+            raise ValueError(
+                "forward: with past_key_values there must be input_ids and neither labels nor output_hidden_states nor "
+                "a tensor as logits_to_keep; got another call"
+            )
+        return cache.forward(input_ids, attention_mask, logits_to_keep)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ) -> None:
+        """transformers' hook: what `generate` uses as past_key_values unless it is given one or told not to."""
+        from .generation import GenerationCache
+
+        cache = model_kwargs.get("past_key_values")
+        rollback = (generation_config.max_new_tokens or 0) if generation_config.is_assistant else 0
+        if cache is None and generation_config.use_cache is not False:
+            if not GenerationCache.supports(self) or model_kwargs.get("inputs_embeds") is not None:
+                model_kwargs["use_cache"] = False  # every step recomputes the sequence
+                return
+            batch_size *= max(generation_config.num_beams, generation_config.num_return_sequences)
+            cache = model_kwargs["past_key_values"] = GenerationCache(self, batch_size, max_cache_length)
+        if isinstance(cache, GenerationCache):
+            cache.reserve(max_cache_length, rollback)
 
 
 AutoConfig.register(LlambaConfig.model_type, LlambaConfig)

@@ -4,32 +4,27 @@ Every operation gives a token the same bits however many tokens share the step: 
 an addition does by itself. So speculative and plain greedy decoding agree exactly.
 """
 
+from collections import Counter
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..cache import AttentionBuffers, DecodeCache, Mamba2Buffers, SavedSlot
+from ..capture import Capture
 from ..ops import attention_step, gated_rms_norm, mamba2_verify, materialize, rms_norm, rope, silu_mul, skinny_linear
 from .mamba2 import Mamba2Mixer
-from .model import LlambaAttention, LlambaForCausalLM, LlambaMLP, LlambaRMSNorm
+from .model import LlambaAttention, LlambaForCausalLM, LlambaMLP
 from .rope import rope_cos_sin
+from .workspace import Space, Workspace
 
 
 class StepModel:
     """Binds a model to a cache. Call it between `cursor.begin` and `cursor.commit`.
 
-    The weights are read in place; only A, D and dt_bias are widened to fp32, by `bind`, which whoever changes the model
-    calls again.
+    The weights are read in place, in their own dtype; only A, D and dt_bias are widened to fp32, by `bind`, which
+    whoever changes the model calls again. All memory of a step is allocated here. A step's operators are captured at
+    the first step of each shape and from then on replayed, without Python or torch between them.
     """
-
-    # The operators of a step, as attributes, so that a profile can put a clock around each.
-    linear = staticmethod(skinny_linear)
-    norm = staticmethod(rms_norm)
-    gated_norm = staticmethod(gated_rms_norm)
-    mamba2 = staticmethod(mamba2_verify)
-    rotate = staticmethod(rope)
-    attend = staticmethod(attention_step)
-    silu_mul = staticmethod(silu_mul)
 
     def __init__(self, model: LlambaForCausalLM, cache: DecodeCache):
         self.model = model
@@ -38,10 +33,13 @@ class StepModel:
         # One table for all steps: computing an angle alone or among others may differ in the last bit.
         cos, sin = rope_cos_sin(model.config, torch.arange(cache.max_tokens))  # [max_tokens, head_dim]: halves repeat
         self.cos, self.sin = (table[:, : model.config.head_dim // 2].contiguous() for table in (cos, sin))
+        self.workspace = Workspace(model.config, model.dtype, cache.cursor.table.shape[0], cache.session.max_window)
+        self.seconds: Counter | None = None  # by operator, while somebody wants to know: `speculative.profile`
         self.bind()
 
     def bind(self) -> None:
-        """Take A, D and dt_bias from the model as it is now."""
+        """Take the parameters as they are now: A, D and dt_bias by value, the others by where they lie."""
+        self._captures: dict[tuple[int, int], Capture] = {}
         self.dynamics = [
             (
                 -layer.mamba.A_log.detach().float().exp(),
@@ -59,20 +57,44 @@ class StepModel:
 
         Args:
             slots: (batch) int32; < 0 is padding. tokens: (batch, window) int64, each slot's step padded on the right.
-        Rows beyond a step's ntokens, and those of padding, mean nothing.
+        Rows beyond a step's ntokens, and those of padding, mean nothing. The next step overwrites the logits.
         """
-        positions = self._positions(slots.tolist(), tokens.shape[1])
-        hidden = F.embedding(tokens, self.model.model.embed_tokens.weight)  # [batch, window, hidden]
-        mixed = None  # what the last sublayer adds to hidden: the next norm does it
+        batch, window = tokens.shape
+        space = self.workspace.of(batch, window)
+        self._set_positions(space.positions, slots.tolist(), window)
+        space.slots.copy_(slots)
+        torch.index_select(self.model.model.embed_tokens.weight, 0, tokens.flatten(), out=space.hidden.flatten(0, 1))
+        capture = self._captures.get((batch, window))
+        if capture is None:
+            self._first(space, (batch, window))
+        elif self.seconds is None:
+            capture.replay()
+        else:
+            capture.timed_replay(self.seconds)
+        return space.logits
+
+    def _first(self, space: Space, shape: tuple[int, int]) -> None:
+        """Run a shape's step operator by operator; all later ones replay it, unless torch computes the activation."""
+        if not self._is_silu:
+            return self._layers(space)
+        held = [parameter.detach() for parameter in self.model.parameters()], self.dynamics
+        self._captures[shape] = Capture(lambda: self._layers(space), held)
+
+    def _layers(self, space: Space) -> None:
+        """From space.hidden to space.logits."""
+        hidden, u, mixed = space.hidden, space.u, space.mixed
+        residual = None  # what the last sublayer gave is added to hidden by the next norm
         for layer, buffers, dynamics in zip(self.model.model.layers, self.cache.layers, self.dynamics, strict=True):
-            u = self._add_and_norm(layer.input_layernorm, mixed, hidden)
+            self._add_and_norm(layer.input_layernorm, residual, hidden, u)
             if layer.is_mamba:
-                mixed = self._mamba2(layer.mamba, dynamics, buffers, slots, u)
+                self._mamba2(layer.mamba, dynamics, buffers, space)
             else:
-                mixed = self._attention(layer.self_attn, buffers, slots, positions, u)
-            u = self._add_and_norm(layer.post_attention_layernorm, mixed, hidden)
-            mixed = self._mlp(layer.mlp, u)
-        return self.linear(self._add_and_norm(self.model.model.norm, mixed, hidden), self.model.lm_head.weight)
+                self._attention(layer.self_attn, buffers, space)
+            residual = mixed
+            self._add_and_norm(layer.post_attention_layernorm, residual, hidden, u)
+            self._mlp(layer.mlp, space)
+        self._add_and_norm(self.model.model.norm, residual, hidden, u)
+        skinny_linear(u, self.model.lm_head.weight, out=space.logits)
 
     @torch.inference_mode()
     def materialize(self, slot: int) -> SavedSlot:
@@ -96,9 +118,9 @@ class StepModel:
             saved.append((state[0], tail[0]))
         return SavedSlot(position, saved)
 
-    def _positions(self, slots: list[int], window: int) -> Tensor:
-        """(batch, window) int32, the position of every token of the open steps; -1 for what is none."""
-        positions = torch.full((len(slots), window), -1, dtype=torch.int32)
+    def _set_positions(self, positions: Tensor, slots: list[int], window: int) -> None:
+        """positions (batch, window) int32: of every token of the open steps; -1 for what is none."""
+        positions.fill_(-1)
         for i, slot in enumerate(slots):
             if slot < 0:
                 continue
@@ -111,46 +133,56 @@ class StepModel:
                     f"step: slot {slot} must stay within max_tokens = {self.cache.max_tokens}; "
                     f"got {position} + {ntokens} tokens"
                 )
-            positions[i, :ntokens] = torch.arange(position, position + ntokens, dtype=torch.int32)
-        return positions
+            torch.arange(position, position + ntokens, out=positions[i, :ntokens])
 
-    def _add_and_norm(self, norm: LlambaRMSNorm, mixed: Tensor | None, hidden: Tensor) -> Tensor:
-        """hidden += mixed, in place; returns the norm of the sum."""
+    @property
+    def _is_silu(self) -> bool:
+        return self.config.hidden_act in ("silu", "swish")
+
+    @staticmethod
+    def _add_and_norm(norm, mixed: Tensor | None, hidden: Tensor, out: Tensor) -> None:
+        """hidden += mixed, in place; out is the norm of the sum."""
         if mixed is None:
-            return self.norm(hidden, norm.weight, norm.eps)
-        return self.norm(mixed, norm.weight, norm.eps, hidden)
+            rms_norm(hidden, norm.weight, norm.eps, out=out)
+        else:
+            rms_norm(mixed, norm.weight, norm.eps, hidden, out=out)
 
-    def _mamba2(self, mixer: Mamba2Mixer, dynamics, buffers: Mamba2Buffers, slots: Tensor, u: Tensor) -> Tensor:
-        sizes = [mixer.d_inner, mixer.conv_dim, mixer.num_heads]
-        z, xBC, dt = self.linear(u, mixer.in_proj.weight).split(sizes, dim=-1)
-        y = self.mamba2(
-            *(xBC, dt, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, *dynamics),
-            *(buffers.checkpoint, buffers.rows, buffers.dt_rows, self.cache.cursor.table, slots),
+    def _mamba2(self, mixer: Mamba2Mixer, dynamics, buffers: Mamba2Buffers, space: Space) -> None:
+        """space.u to space.mixed."""
+        skinny_linear(space.u, mixer.in_proj.weight, out=space.projected)
+        mamba2_verify(
+            *(space.xBC, space.dt, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, *dynamics),
+            *(buffers.checkpoint, buffers.rows, buffers.dt_rows, self.cache.cursor.table, space.slots),
             x_heads=self.config.mamba_x_heads,
             B_heads=self.config.mamba_B_heads,
             C_heads=self.config.mamba_C_heads,
             fold_every=self.cache.session.fold_every,
-        )  # [batch, window, nheads, headdim]
-        normed = self.gated_norm(y.flatten(-2), z, mixer.norm.weight, mixer.norm.eps, mixer.norm.group_size)
-        return self.linear(normed, mixer.out_proj.weight)
-
-    def _attention(
-        self, attention: LlambaAttention, buffers: AttentionBuffers, slots: Tensor, positions: Tensor, u: Tensor
-    ) -> Tensor:
-        q, k, v = (
-            self.linear(u, proj.weight, proj.bias).unflatten(-1, (-1, attention.head_dim))  # [batch, window, heads, hd]
-            for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+            out=space.ssm.unflatten(-1, (mixer.num_heads, mixer.head_dim)),
         )
-        q, k = (self.rotate(heads, self.cos, self.sin, positions, out=heads) for heads in (q, k))
-        y = self.attend(q, k, v, buffers.k, buffers.v, self.cache.cursor.table, slots)
-        return self.linear(y.flatten(-2), attention.o_proj.weight, attention.o_proj.bias)
+        norm = mixer.norm
+        gated_rms_norm(space.ssm, space.z, norm.weight, norm.eps, norm.group_size, out=space.ssm)
+        skinny_linear(space.ssm, mixer.out_proj.weight, out=space.mixed)
 
-    def _mlp(self, mlp: LlambaMLP, u: Tensor) -> Tensor:
-        gate = self.linear(u, mlp.gate_proj.weight, mlp.gate_proj.bias)
-        up = self.linear(u, mlp.up_proj.weight, mlp.up_proj.bias)
-        if self.config.hidden_act in ("silu", "swish"):
-            return self.linear(self.silu_mul(gate, up, out=up), mlp.down_proj.weight, mlp.down_proj.bias)
-        # Token by token: torch's vectorised activations treat the last few elements of a tensor by another formula.
-        for gate_row, up_row in zip(gate.flatten(0, 1), up.flatten(0, 1), strict=True):
-            up_row.mul_(mlp.act_fn(gate_row))
-        return self.linear(up, mlp.down_proj.weight, mlp.down_proj.bias)
+    def _attention(self, attention: LlambaAttention, buffers: AttentionBuffers, space: Space) -> None:
+        """space.u to space.mixed."""
+        q, k, v = space.q, space.k, space.v
+        for proj, out in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v)):
+            skinny_linear(space.u, proj.weight, proj.bias, out=out)
+        q, k, v, qk = (heads.unflatten(-1, (-1, attention.head_dim)) for heads in (q, k, v, space.qk))
+        rope(qk, self.cos, self.sin, space.positions, out=qk)
+        y = space.attended.unflatten(-1, (-1, attention.head_dim))
+        attention_step(q, k, v, buffers.k, buffers.v, self.cache.cursor.table, space.slots, out=y)
+        skinny_linear(space.attended, attention.o_proj.weight, attention.o_proj.bias, out=space.mixed)
+
+    def _mlp(self, mlp: LlambaMLP, space: Space) -> None:
+        """space.u to space.mixed."""
+        gate, up = space.gate, space.up
+        skinny_linear(space.u, mlp.gate_proj.weight, mlp.gate_proj.bias, out=gate)
+        skinny_linear(space.u, mlp.up_proj.weight, mlp.up_proj.bias, out=up)
+        if self._is_silu:
+            silu_mul(gate, up, out=up)
+        else:
+            # Token by token: torch's vectorised activations treat the last few elements of a tensor by another formula.
+            for gate_row, up_row in zip(gate.flatten(0, 1), up.flatten(0, 1), strict=True):
+                up_row.mul_(mlp.act_fn(gate_row))
+        skinny_linear(up, mlp.down_proj.weight, mlp.down_proj.bias, out=space.mixed)

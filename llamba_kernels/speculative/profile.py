@@ -5,14 +5,14 @@ from collections import Counter
 
 from .decode import SpeculativeDecoder
 
-# operator attribute of StepModel -> part of a step
+# operator of a step -> part of it
 PARTS = {
-    "linear": "linear layers",
-    "mamba2": "mamba2_verify",
-    "attend": "attention",
-    "norm": "norms",
-    "gated_norm": "norms",
-    "rotate": "RoPE and SiLU",
+    "skinny_linear": "linear layers",
+    "mamba2_verify": "mamba2_verify",
+    "attention_step": "attention",
+    "rms_norm": "norms",
+    "gated_rms_norm": "norms",
+    "rope": "RoPE and SiLU",
     "silu_mul": "RoPE and SiLU",
 }
 
@@ -20,31 +20,22 @@ PARTS = {
 def profile_step(decoder: SpeculativeDecoder, prompt: list[int], tokens: int = 32) -> dict[str, float]:
     """Milliseconds per verify step of each part while `tokens` tokens are decoded greedily; the prefill is left out.
 
-    The step's operators run behind a clock meanwhile: torch's profiler writes to standard error whatever one does.
+    The first tokens, before every shape of a step has been captured, count as Python and the rest.
     """
-    spent = Counter(dict.fromkeys(PARTS.values(), 0.0))
-
-    def timed(part, operator):
-        def run(*args, **options):
-            start = time.perf_counter()
-            result = operator(*args, **options)
-            spent[part] += time.perf_counter() - start
-            return result
-
-        return run
-
+    seconds = Counter()
     stream = decoder.stream(prompt, tokens, eos_token_id=-1)
     next(stream)  # the prefill
+    decoder.step.seconds = seconds
     try:
-        for name, part in PARTS.items():
-            setattr(decoder.step, name, timed(part, getattr(decoder.step, name)))
         start = time.perf_counter()
         for _ in stream:
             pass
         total = time.perf_counter() - start
     finally:
-        for name in PARTS:
-            delattr(decoder.step, name)  # the class's own operators again
+        decoder.step.seconds = None
+    spent = Counter(dict.fromkeys(PARTS.values(), 0.0))
+    for operator, part in PARTS.items():
+        spent[part] += seconds[operator]
     spent["drafts and acceptance"] = decoder.stats.seconds["draft"] + decoder.stats.seconds["accept"]
     spent["Python and the rest"] = total - sum(spent.values())
     return {part: 1e3 * seconds / max(decoder.stats.steps, 1) for part, seconds in spent.items()}

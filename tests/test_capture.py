@@ -1,0 +1,132 @@
+"""Captured operators: a replay does what the calls did, on what their memory holds by then."""
+
+from collections import Counter
+
+import pytest
+import torch
+from helpers import assert_bitwise, assert_refused
+from test_step import int32, make_model
+
+from llamba_kernels import ops
+from llamba_kernels.cache import DecodeCache, Session
+from llamba_kernels.capture import Capture
+from llamba_kernels.models.step import StepModel
+
+COS = SIN = torch.linspace(0, 1, 8 * 4).view(8, 4)
+
+
+class Chain:
+    """rope -> linear -> silu_mul on fixed memory."""
+
+    def __init__(self, dtype=torch.float32):
+        self.x = torch.randn(1, 3, 2, 8, dtype=dtype)
+        self.positions = int32(0, 1, 2).view(1, 3)
+        self.weight = torch.randn(5, 16, dtype=dtype)
+        self.rotated, self.y, self.out = torch.empty_like(self.x), *(torch.empty(1, 3, 5, dtype=dtype) for _ in "yo")
+
+    def run(self):
+        ops.rope(self.x, COS, SIN, self.positions, out=self.rotated)
+        ops.skinny_linear(self.rotated.flatten(-2), self.weight, out=self.y)
+        ops.silu_mul(self.y, self.y, out=self.out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replay_is_the_calls_on_what_memory_holds_now(dtype):
+    chain, eager = Chain(dtype), Chain(dtype)
+    capture = Capture(chain.run, chain)
+    for each in (chain, eager):
+        generator = torch.Generator().manual_seed(1)
+        each.x.copy_(torch.randn(each.x.shape, generator=generator))
+        each.weight.copy_(torch.randn(each.weight.shape, generator=generator))
+        each.positions.copy_(int32(5, 7, 0).view(1, 3))
+    before = chain.out.clone()
+    capture.replay()
+    eager.run()
+    assert_bitwise(chain.out, eager.out)
+    assert not torch.equal(chain.out, before)
+
+
+def test_a_replay_ends_at_the_call_that_refuses_with_its_sentence():
+    chain = Chain()
+    capture = Capture(chain.run, chain)
+    chain.y.fill_(-1.0)
+    chain.positions[0, 1] = 8
+    with pytest.raises(ValueError, match="^rope: positions must be "):
+        capture.replay()
+    assert (chain.y == -1.0).all()  # the calls after it did not run
+    chain.positions[0, 1] = 1
+    capture.replay()
+    assert not (chain.y == -1.0).any()
+
+
+def test_timed_replay_counts_each_operator():
+    chain, seconds = Chain(), Counter()
+    capture = Capture(chain.run, chain)
+    for _ in range(3):
+        capture.timed_replay(seconds)
+    assert set(seconds) == {"rope", "skinny_linear", "silu_mul"} and all(each > 0 for each in seconds.values())
+
+
+def test_a_capture_that_fails_leaves_no_trace():
+    chain = Chain()
+
+    def fail():
+        chain.run()
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        Capture(fail, chain)
+    seconds = Counter()
+    Capture(lambda: ops.silu_mul(chain.y, chain.y, out=chain.out), chain).timed_replay(seconds)
+    assert set(seconds) == {"silu_mul"}
+
+
+def test_operators_that_point_to_their_own_lists_are_refused():
+    cursor, slots = torch.zeros(1, 20, dtype=torch.int32), int32(0)
+
+    def body():
+        ops.slot_copy(cursor, [torch.zeros(1, 4)], [], slots, slots, width=4)
+
+    assert_refused(
+        ValueError, "slot_copy: a capture must hold only operators of a step; got slot_copy", Capture, body, cursor
+    )
+
+
+def test_a_step_allocates_nothing():
+    """From the second step of a shape on: torch's own allocator is watched while steps of two shapes are taken."""
+    model = make_model()
+    step = StepModel(model, DecodeCache(model.config, 64, Session(max_window=4, fold_every=2)))
+    step.cache.prefill(model, 0, torch.tensor([1, 2, 3]))
+    inputs = {window: torch.randint(50, (1, window)) for window in (1, 4)}
+    slots, counts = int32(0), {window: int32(window) for window in (1, 4)}
+
+    def steps():
+        for window, tokens in inputs.items():
+            step.cache.cursor.begin(slots, counts[window])
+            step(slots, tokens)
+            step.cache.cursor.commit(slots, counts[window])
+
+    steps()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        steps()
+    allocated = [event for event in profile.events() if event.cpu_memory_usage > 0]
+    assert not allocated, (
+        f"{len(allocated)} allocations, the largest of {max(e.cpu_memory_usage for e in allocated)} bytes"
+    )
+
+
+def test_bind_sees_other_parameters_and_an_old_capture_keeps_its_own():
+    model = make_model()
+    step = StepModel(model, DecodeCache(model.config, 64))
+
+    def logits():
+        step.cache.prefill(model, 0, torch.tensor([1, 2, 3]))
+        step.cache.cursor.begin(int32(0), int32(1))
+        return step(int32(0), torch.tensor([[4]])).clone()
+
+    first = logits()
+    head = model.lm_head.weight
+    model.lm_head.weight = torch.nn.Parameter(2 * head.detach())
+    assert_bitwise(logits(), first)  # the memory that the capture knows, and keeps
+    step.bind()
+    assert_bitwise(logits(), 2 * first)

@@ -1,0 +1,192 @@
+"""transformers' own `generate` on a hybrid: with a cache it says what recomputing the sequence says, in every mode."""
+
+import pytest
+import torch
+from helpers import assert_refused
+from test_speculative import PROMPT, tiny_model
+from transformers import DynamicCache
+
+from llamba_kernels.models.generation import GenerationCache
+from llamba_kernels.speculative import SpeculativeDecoder
+
+LENGTH = 40
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def ids(*rows):
+    return torch.tensor(rows)
+
+
+def generate(model, input_ids, **options):
+    return model.generate(input_ids, **({"max_new_tokens": LENGTH, "do_sample": False} | options))
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """By recomputing the sequence for every token."""
+    return generate(model, ids(PROMPT), use_cache=False)
+
+
+class Forwards:
+    """Counts a model's forwards and their tokens."""
+
+    def __init__(self, model, monkeypatch):
+        self.tokens = []
+        forward = GenerationCache.forward
+
+        def counted(cache, input_ids, *args):
+            if cache.model is model:
+                self.tokens.append(input_ids.shape[1])
+            return forward(cache, input_ids, *args)
+
+        monkeypatch.setattr(GenerationCache, "forward", counted)
+
+
+def test_greedy_feeds_one_token_a_forward(model, expected, monkeypatch):
+    forwards = Forwards(model, monkeypatch)
+    assert torch.equal(generate(model, ids(PROMPT)), expected)
+    assert forwards.tokens == [len(PROMPT)] + [1] * (LENGTH - 1)
+    assert expected[0, len(PROMPT) :].tolist() == SpeculativeDecoder(model, window=3).generate(PROMPT, LENGTH).tokens
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_prompt_lookup_is_lossless(model, expected, count, monkeypatch):
+    forwards = Forwards(model, monkeypatch)
+    assert torch.equal(generate(model, ids(PROMPT), prompt_lookup_num_tokens=count), expected)
+    assert max(forwards.tokens[1:]) > 1, "nothing was drafted"
+
+
+@pytest.mark.parametrize("layers", [["attention"], ["mamba2", "attention"], ["mamba2"]], ids=str)
+@pytest.mark.parametrize("schedule", ["constant", "heuristic"])
+@pytest.mark.parametrize("count", [1, 4, 20])
+def test_an_assistant_is_lossless(model, expected, layers, schedule, count):
+    assistant = tiny_model(layers, seed=5)
+    assistant.generation_config.num_assistant_tokens = count
+    assistant.generation_config.num_assistant_tokens_schedule = schedule
+    assert torch.equal(generate(model, ids(PROMPT), assistant_model=assistant), expected)
+
+
+def test_an_assistant_that_is_always_right(model, expected, monkeypatch):
+    """The model itself: every draft stays, and the number of drafts grows beyond the first rows."""
+    model.generation_config.num_assistant_tokens = 4
+    model.generation_config.num_assistant_tokens_schedule = "heuristic"
+    model.generation_config.assistant_confidence_threshold = 0.0
+    twin = tiny_model()
+    forwards = Forwards(twin, monkeypatch)
+    assert torch.equal(generate(twin, ids(PROMPT), assistant_model=model), expected)
+    assert len(forwards.tokens) < LENGTH / 4 and max(forwards.tokens[1:]) > 8
+
+
+def test_left_padding_and_batches(model, expected):
+    pad = 3
+    rows = [[pad] * 4 + PROMPT, [1, 2, *PROMPT, 9, 8], [pad] * 13 + [7]]
+    mask = torch.tensor([[0] * 4 + [1] * 10, [1] * 14, [0] * 13 + [1]])
+    together = generate(model, ids(*rows), attention_mask=mask)[:, 14:]
+    assert together[0].tolist() == expected[0, len(PROMPT) :].tolist()
+    for row, count, got in zip(rows, (10, 14, 1), together, strict=True):
+        assert torch.equal(generate(model, ids(row[-count:]))[0, count:], got)
+
+
+def test_beams_are_those_of_recomputation(model):
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 15}
+    recomputed = generate(model, ids(PROMPT, PROMPT[::-1]), use_cache=False, **options)
+    assert torch.equal(generate(model, ids(PROMPT, PROMPT[::-1]), **options), recomputed)
+    assert len({tuple(row) for row in recomputed.tolist()}) == 6
+    samples = generate(model, ids(PROMPT), do_sample=True, num_return_sequences=4)
+    assert len({tuple(row) for row in samples.tolist()}) == 4
+
+
+def test_sampling_draws_what_recomputation_draws(model):
+    options = {"do_sample": True, "temperature": 0.9, "top_k": 20}
+    outputs = []
+    for use_cache in (False, True):
+        torch.manual_seed(3)
+        outputs.append(generate(model, ids(PROMPT, PROMPT), use_cache=use_cache, **options))
+    assert torch.equal(*outputs)
+
+
+def test_a_conversation_goes_on_from_its_cache(model, expected, monkeypatch):
+    cache = GenerationCache(model, 1, 64)
+    first = generate(model, ids(PROMPT), past_key_values=cache, max_new_tokens=9)
+    more = torch.cat([first, ids([4, 4, 2, 9, 11, 40, 3, 3, 3, 1, 0])], dim=1)
+    forwards = Forwards(model, monkeypatch)
+    assert torch.equal(generate(model, more, past_key_values=cache), generate(model, more, use_cache=False))
+    assert forwards.tokens[0] == 12 and cache.get_max_length() >= more.shape[1] + LENGTH - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype):
+    model = tiny_model(dtype=dtype)
+    plain = generate(model, ids(PROMPT))
+    assert plain[0, len(PROMPT) :].tolist() == SpeculativeDecoder(model, window=1).generate(PROMPT, LENGTH).tokens
+    assert torch.equal(generate(model, ids(PROMPT), prompt_lookup_num_tokens=3), plain)
+
+
+def test_what_the_kernels_do_not_take_is_recomputed():
+    model = tiny_model().double()
+    assert not GenerationCache.supports(model)
+    assert generate(model, ids(PROMPT), max_new_tokens=5).shape == (1, len(PROMPT) + 5)
+
+
+def test_logits_of_a_first_forward_and_crops(model):
+    """All logits of a prompt, then steps, crops within and before the open step: as recomputed."""
+    tokens = torch.randint(61, (1, 30))
+    with torch.inference_mode():
+        reference = model(tokens).logits
+    cache = GenerationCache(model, 1, 64)
+    cache.reserve(64, 6)
+
+    def check(start, stop):
+        logits = model(tokens[:, start:stop], past_key_values=cache).logits
+        torch.testing.assert_close(logits, reference[:, start:stop], rtol=1e-4, atol=1e-4)
+
+    check(0, 9)
+    cache.crop(-3)
+    check(6, 12)
+    cache.crop(0)
+    for i in range(12, 20):
+        check(i, i + 1)
+    cache.crop(-6)  # of single tokens: the last open, five committed
+    assert cache.get_seq_length() == 14
+    check(14, 30)
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda cache: cache.crop(2), "crop: tokens_to_remove must be -1 to 0, what can be taken back; got 2"),
+        (lambda cache: cache.crop(-2), "crop: tokens_to_remove must be -1 to 0, what can be taken back; got -2"),
+        (
+            lambda cache: cache.model(ids([1], [2]), past_key_values=cache),
+            "forward: input_ids must be of the cache's 1 sequences; got 2",
+        ),
+        (
+            lambda cache: cache.model(ids([1]), past_key_values=cache, labels=ids([1])),
+            "forward: with past_key_values there must be input_ids and neither labels nor output_hidden_states nor a "
+            "tensor as logits_to_keep; got another call",
+        ),
+    ],
+    ids=["positive", "too many", "batch", "labels"],
+)
+def test_refusals_change_nothing(model, call, sentence):
+    cache = GenerationCache(model, 1, 32)
+    model(ids([1, 2, 3]), past_key_values=cache)
+    cache.crop(0)
+    step = model(ids([4]), past_key_values=cache).logits
+    cache.crop(-1)
+    model(ids([4]), past_key_values=cache)
+    assert_refused(ValueError, sentence, call, cache)
+    cache.crop(-1)
+    assert torch.equal(model(ids([4]), past_key_values=cache).logits, step)
+
+
+def test_other_caches_and_paddings_are_refused(model):
+    sentence = "forward: past_key_values must be a GenerationCache; got DynamicCache"
+    assert_refused(TypeError, sentence, model, ids([1]), past_key_values=DynamicCache())
+    sentence = "forward: attention_mask must be 0 on left padding and 1 on at least one token after it"
+    with pytest.raises(ValueError, match=sentence):
+        generate(model, ids([1, 2, 3]), attention_mask=ids([1, 0, 1]))
