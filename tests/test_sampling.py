@@ -63,6 +63,16 @@ def test_greedy_masks_nothing():
     assert_bitwise(Sampling(0.0, 2, 0.1).mask_(logits.clone()), logits)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-30, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_extreme_temperatures(temperature, dtype):
+    """The likeliest token alone, or all that are kept alike; never NaN."""
+    logits, sampling = (100 * torch.randn(3, 40)).to(dtype), Sampling(temperature, 30, 0.99)
+    law = sampling.probabilities(sampling.mask_(logits))
+    assert (law.sum(-1) - 1).abs().max() < 1e-5
+    assert torch.equal(law.max(-1).indices, logits.max(-1).indices) if temperature < 1 else law.max() < 0.05
+
+
 def test_draws_are_by_inverse_cdf():
     """Also where a token has no probability, and at both ends."""
     law = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]]).expand(6, 6)

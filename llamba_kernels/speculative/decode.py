@@ -19,6 +19,7 @@ from .stats import Generation, Stats
 
 LARGEST_WINDOW = 64
 LARGEST_BATCH = 1 << 16
+LARGEST_SEED = 1 << 62
 
 
 @dataclass
@@ -110,7 +111,7 @@ class SpeculativeDecoder:
             prompt: token ids, at least one.
             max_new_tokens: most tokens to emit; an end-of-sequence token ends earlier and is emitted.
             temperature, top_k, top_p: see `Sampling`; temperature 0, the default, is greedy.
-            seed: int, of the random numbers.
+            seed: int from 0 up, of the random numbers.
             eos_token_id: an id or several; default the model's; -1 for none (no token has that id).
             window: at most the decoder's, which is the default.
             return_logits: keep the logits that decided each token, for `generate` to return.
@@ -135,6 +136,7 @@ class SpeculativeDecoder:
     ) -> Request:
         window = self.window if window is None else window
         check_int("generate: window", window, 1, self.window)
+        check_int("generate: seed", seed, 0, LARGEST_SEED)
         sampling, eos = Sampling(temperature, top_k, top_p), stop_tokens(self.model, eos_token_id)
         return Request(max_new_tokens, sampling, seed, eos, window, return_logits)
 

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+FLOAT = torch.finfo(torch.float32)
 FIRST_LOOK = 64  # likeliest tokens that top-p looks at before it looks at more
 
 
@@ -58,13 +59,20 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The law of each row of logits that `mask_` has masked, float32. Greedy decoding has none."""
-        return torch.softmax(logits.float() / self.temperature, -1)
+        return softmax(logits, self.temperature)
+
+
+def softmax(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature), float32. The maximum goes first: any temperature then gives finite numbers."""
+    wide = logits.float()
+    wide = wide - wide.amax(-1, keepdim=True)
+    return torch.softmax(wide.div_(min(max(temperature, FLOAT.tiny), FLOAT.max)), -1)
 
 
 def keep_most_likely_(logits: Tensor, temperature: float, top_p: float) -> None:
     """Top-p, in place. Only as many tokens are ranked as are kept, in rounds: sorting a large vocabulary is slow."""
     vocab = logits.shape[-1]
-    probabilities = torch.softmax(logits.float() / temperature, -1)
+    probabilities = softmax(logits, temperature)
     look = min(FIRST_LOOK, vocab)
     while True:
         ranked, tokens = logits.topk(look)  # [rows, look], descending
