@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -171,6 +173,18 @@ def test_a_draft_with_another_tokenizer_is_refused(run_dir):
     assert refused.stderr == (
         f"llamba: draft: {other} must have the tokenizer of {hybrid}; got one where id 70 is {b!r} instead of {a!r}\n"
     )
+
+
+def test_the_readme_s_use_of_the_decoder(run_dir, capsys):
+    """As it is written there, on the folders here: two texts, three results."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    use, names = readme.split("\n## Use\n")[1].split("\n## ")[0], {}
+    for block in re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL):
+        block = block.replace("runs/quickstart/", f"{run_dir}/run/").replace(
+            "path/to/a/smaller/model", f"{run_dir}/llama"
+        )
+        exec(block, names)
+    assert names["decoder"].stats.sequences == 3 and "length" in capsys.readouterr().out
 
 
 def test_rank_eval_bench_and_env(run_dir, tmp_path):
