@@ -105,6 +105,33 @@ def test_stops_at_eos_and_at_max_new_tokens(plain):
             assert decoder.generate(PROMPT, count).tokens == expected[:count]
 
 
+class Letters:
+    """A tokenizer: two letters per id."""
+
+    def decode(self, tokens):
+        return "".join(chr(97 + token // 8) + chr(97 + token % 8) for token in tokens)
+
+
+@pytest.mark.parametrize("window", [1, 6])
+def test_stops_at_a_string_wherever_tokens_end(plain, window):
+    """The output ends with the token that completes it, in the middle of a window or not."""
+    model, expected = plain
+    text = Letters().decode(expected)
+    decoder = SpeculativeDecoder(model, window, forced(expected, 9), tokenizer=Letters())
+    for stop in (text[21:24], text[30:34], text[0:2], text[5:6]):
+        end = -(-(text.index(stop) + len(stop)) // 2)
+        for strings in (stop, ["never", stop]):
+            result = decoder.generate(PROMPT, 60, stop=strings)
+            assert result.tokens == expected[:end] and result.ended == "stop"
+    result = decoder.generate(PROMPT, 60, stop="never")
+    assert result.tokens == expected and result.ended == "length"
+    for stop in ("", 5):
+        sentence = f"generate: stop must be a string or several, none of them empty; got {stop!r}"
+        assert_refused(TypeError, sentence, decoder.generate, PROMPT, stop=[stop])
+    sentence = "generate: stop must come with the decoder's tokenizer; got 'x' and no tokenizer"
+    assert_refused(ValueError, sentence, SpeculativeDecoder(model).generate, PROMPT, stop="x")
+
+
 def test_stream_yields_the_tokens_of_each_step(plain):
     model, expected = plain
     bursts = list(SpeculativeDecoder(model, window=5, draft=forced(expected, 7)).stream(PROMPT, 31))
@@ -173,6 +200,7 @@ REFUSALS = [
     (dict(max_new_tokens=0), "generate: max_new_tokens must be 1 to 256; got 0"),
     (dict(max_new_tokens=250), "generate: prompt + max_new_tokens must be at most max_tokens = 256; got 10 + 250"),
     (dict(temperature=-1.0), "Sampling: temperature must be a number from 0 (greedy) up; got -1.0"),
+    (dict(prompt=iter([3, 61])), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got 61"),
     (dict(window=3), "generate: window must be 1 to 2; got 3"),
     (dict(seed=-1), "generate: seed must be 0 to 4611686018427387904; got -1"),
     (dict(temperature=1.0, top_k=-2), "Sampling: top_k must be None or an int from 0 (all) up; got -2"),
@@ -248,6 +276,20 @@ def test_drafts_beyond_max_new_tokens_are_refused(plain):
     next(stream)
     sentence = DRAFTS.replace("at most 2", "at most 1") + "2"
     assert_refused(ValueError, sentence, next, stream)
+
+
+@pytest.mark.parametrize(
+    "prompt, got",
+    [
+        ([1, 2.0], "hold ints; got one of float"),
+        ([[1, 2]], "hold ints; got one of list"),
+        (torch.ones(3), "hold ints; got one of float"),
+        ("text", "be token ids, such as tokenizer(text)['input_ids']; got a str"),
+        (7, "be one sequence of ids; got int"),
+    ],
+)
+def test_prompts_that_are_no_ids(plain, prompt, got):
+    assert_refused(TypeError, f"generate: prompt must {got}", SpeculativeDecoder(plain[0]).generate, prompt)
 
 
 def test_max_new_tokens_is_an_int(plain):

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,29 +10,16 @@ from ..cache import DecodeCache, Session, check_int, fold_every_for
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import speculative_accept
-from .drafts import Draft, NoDraft, PerSequence, PromptLookup, open_drafter
+from .drafts import Draft, Drafter, NoDraft, PerSequence, PromptLookup, open_drafter
 from .model_draft import ModelDraft
-from .request import Request, check_drafts, check_prompt, stop_tokens
+from .request import Request, check_drafts, check_prompt, check_stop, stop_tokens
 from .sampling import Sampling
 from .stats import Generation, Stats
+from .window import Running, Window, int32, padded
 
 LARGEST_WINDOW = 64
 LARGEST_BATCH = 1 << 16
 LARGEST_SEED = 1 << 62
-
-
-@dataclass
-class _Sequence:
-    """One sequence on its way."""
-
-    prompt: list[int]
-    generator: torch.Generator
-    stats: Stats
-    slot: int = -1
-    tokens: list[int] = field(default_factory=list)  # emitted; the last is pending: not in the cache yet
-    rows: list[Tensor] = field(default_factory=list)  # of logits, one tensor per step
-    ended: str = ""
-    shared: dict[str, float] = field(default_factory=dict)  # the decoder's seconds when it started
 
 
 class SpeculativeDecoder:
@@ -50,6 +36,7 @@ class SpeculativeDecoder:
         max_tokens: longest prompt + output; default the model's max_position_embeddings.
         fold_every: the session's W, see `Session`; None: chosen by `fold.choose_fold_every`.
         batch: sequences decoded at once, each in buffers of its own.
+        tokenizer: the model's; only stop strings need it.
     """
 
     def __init__(
@@ -60,6 +47,7 @@ class SpeculativeDecoder:
         max_tokens: int | None = None,
         fold_every: int | None = None,
         batch: int = 1,
+        tokenizer=None,
     ):
         check_int("SpeculativeDecoder: window", window, 1, LARGEST_WINDOW)
         check_int("SpeculativeDecoder: batch", batch, 1, LARGEST_BATCH)
@@ -78,7 +66,7 @@ class SpeculativeDecoder:
         self.cache = DecodeCache(config, max_tokens, session, nslots=batch, dtype=model.dtype)
         self.drafter = open_drafter(PromptLookup if draft is None else draft, batch, window, max_tokens)
         self.no_drafts = PerSequence([NoDraft()] * batch)
-        self.model = model
+        self.model, self.tokenizer = model, tokenizer
         self.step = StepModel(model, self.cache)
         self._owner = None  # the call that owns slots, drafts and statistics
         self.stats = Stats()
@@ -113,6 +101,7 @@ class SpeculativeDecoder:
             temperature, top_k, top_p: see `Sampling`; temperature 0, the default, is greedy.
             seed: int from 0 up, of the random numbers.
             eos_token_id: an id or several; default the model's; -1 for none (no token has that id).
+            stop: a string or several; the sequence ends with the token that makes its text contain one.
             window: at most the decoder's, which is the default.
             return_logits: keep the logits that decided each token, for `generate` to return.
         Raises: ValueError, TypeError; before anything changes, unless it is a draft that proposes what it must not:
@@ -131,6 +120,7 @@ class SpeculativeDecoder:
         top_p: float = 1.0,
         seed: int = 0,
         eos_token_id: int | Iterable[int] | None = None,
+        stop: str | Iterable[str] = (),
         window: int | None = None,
         return_logits: bool = False,
     ) -> Request:
@@ -138,17 +128,18 @@ class SpeculativeDecoder:
         check_int("generate: window", window, 1, self.window)
         check_int("generate: seed", seed, 0, LARGEST_SEED)
         sampling, eos = Sampling(temperature, top_k, top_p), stop_tokens(self.model, eos_token_id)
-        return Request(max_new_tokens, sampling, seed, eos, window, return_logits)
+        stop = check_stop(stop, self.tokenizer)
+        return Request(max_new_tokens, sampling, seed, eos, stop, self.tokenizer, window, return_logits)
 
-    def _sequences(self, prompts: Iterable[Iterable[int]], request: Request) -> list[_Sequence]:
+    def _sequences(self, prompts: Iterable[Iterable[int]], request: Request) -> list[Running]:
         vocab, longest = self.model.config.vocab_size, self.cache.max_tokens
         prompts = [check_prompt(prompt, vocab, longest, request.max_new_tokens) for prompt in prompts]
         return [
-            _Sequence(prompt, torch.Generator().manual_seed(request.seed + i), Stats(prompt_tokens=len(prompt)))
+            Running(prompt, torch.Generator().manual_seed(request.seed + i), Stats(prompt_tokens=len(prompt)))
             for i, prompt in enumerate(prompts)
         ]
 
-    def _decode(self, sequences: list[_Sequence], request: Request) -> Iterator[list[list[int]]]:
+    def _decode(self, sequences: list[Running], request: Request) -> Iterator[list[list[int]]]:
         """Decode all; yields, round by round, the tokens that each sequence of the round has got."""
         owner = self._owner = object()
         self.stats = Stats(sequences=0)
@@ -161,164 +152,137 @@ class SpeculativeDecoder:
                 )
             if waiting and free:
                 started = [waiting.popleft() for _ in range(min(len(waiting), len(free)))]
-                bursts = self._start(started, free, request)
+                for sequence in started:
+                    sequence.slot = free.pop()
+                bursts = self._start(started, request)
                 running += started
             else:
                 bursts = self._advance(running, request)
-            for sequence in running:
-                if sequence.ended:
-                    free.append(sequence.slot)
+            free += [sequence.slot for sequence in running if sequence.ended]
             running = [sequence for sequence in running if not sequence.ended]
             yield bursts
 
-    def _start(self, sequences: list[_Sequence], free: list[int], request: Request) -> list[list[int]]:
-        """Prefill; the first token of each sequence."""
-        groups: dict[tuple, list[_Sequence]] = {}
+    def _start(self, sequences: list[Running], request: Request) -> list[list[int]]:
+        """The first token of each sequence; those with the same prompt share its prefill."""
+        groups: dict[tuple, list[Running]] = {}
         for sequence in sequences:
-            sequence.slot = free.pop(0)
             groups.setdefault(tuple(sequence.prompt), []).append(sequence)
         for group in groups.values():
             before = self.stats.seconds["prefill"]
             with self.stats.timed("prefill"):
                 self._prefill(group, request)
-            self.stats.sequences += len(group)
-            self.stats.prompt_tokens += len(group[0].prompt) * len(group)
-            self.stats.tokens += len(group)
             for sequence in group:
                 sequence.stats.seconds["prefill"] = self.stats.seconds["prefill"] - before
         for sequence in sequences:
+            self.stats.sequences += 1
+            self.stats.prompt_tokens += len(sequence.prompt)
+            self.stats.tokens += 1
             sequence.shared = dict(self.stats.seconds)
-            self._finish(sequence, request)
         return [sequence.tokens[:] for sequence in sequences]
 
     @torch.inference_mode()
-    def _prefill(self, group: list[_Sequence], request: Request) -> None:
-        """Sequences with the same prompt."""
-        slots, prompt = [sequence.slot for sequence in group], group[0].prompt
+    def _prefill(self, group: list[Running], request: Request) -> None:
+        count, slots, prompt = len(group), [sequence.slot for sequence in group], group[0].prompt
         logits = self.cache.prefill(self.model, slots[0], torch.tensor(prompt)).unsqueeze(0)  # [1, vocab]
-        if len(group) > 1:
-            self.cache.slot_copy(_int32(slots[:1] * (len(slots) - 1)), _int32(slots[1:]))
-        if request.return_logits:
-            row = logits.clone()
-            for sequence in group:
-                sequence.rows.append(row)
-        uniforms = None
-        if not request.sampling.greedy:
-            uniforms = [_uniforms(sequence, 1) for sequence in group]
-        count = len(group)
-        logits = request.sampling.mask_(logits).expand(count, 1, -1)
-        _, first = self._accept(logits, torch.empty(count, 0, dtype=torch.int64), [1] * count, None, uniforms, request)
+        if count > 1:
+            self.cache.slot_copy(int32(slots[:1] * (count - 1)), int32(slots[1:]))
         drafter = self._drafter(request)
         drafter.reset(slots, prompt)
-        for sequence, token in zip(group, first.tolist(), strict=True):
-            sequence.tokens.append(token)
-            sequence.stats.tokens = 1
+        row = logits.clone() if request.return_logits else None
+        logits = request.sampling.mask_(logits).expand(count, 1, -1)
+        uniforms = None
+        if not request.sampling.greedy:
+            uniforms = padded([each.uniforms(1) for each in group], 1, torch.float64)
+        first = Window(
+            drafts=[[]] * count,
+            slots=int32(slots),
+            ntokens=int32([1] * count),
+            tokens=torch.tensor([prompt[-1:]] * count),
+            draft_probs=None,
+            uniforms=uniforms,
+        )
+        _, tokens = self._accept(logits, first, request)
+        for sequence, token in zip(group, tokens.tolist(), strict=True):
+            sequence.stats.tokens = len(sequence.append([token], request))
             drafter.extend(sequence.slot, [token])
+            if row is not None:
+                sequence.rows.append(row)
 
-    def _drafter(self, request: Request):
-        return self.drafter if request.window > 1 else self.no_drafts
-
-    @torch.inference_mode()
-    def _advance(self, running: list[_Sequence], request: Request) -> list[list[int]]:
-        """One step of every running sequence: draft, verify, accept, commit."""
-        sampling, drafter, vocab = request.sampling, self._drafter(request), self.model.config.vocab_size
-        most = [min(request.window, request.max_new_tokens - len(each.tokens)) - 1 for each in running]
+    def _advance(self, running: list[Running], request: Request) -> list[list[int]]:
+        """One step of every running sequence."""
         with self.stats.timed("draft"):
-            # per sequence: a number to draw each draft by, one to decide each, one for the token that follows
-            u = None if sampling.greedy else [_uniforms(each, 2 * m + 1) for each, m in zip(running, most, strict=True)]
-            draws = (
-                None
-                if u is None
-                else _rows([each[:m] for each, m in zip(u, most, strict=True)], max(most), torch.float64)
-            )
-            drafts, draft_probs = drafter.propose([each.slot for each in running], most, sampling, draws)
-        for proposed, m in zip(drafts, most, strict=True):
-            check_drafts(proposed, m, vocab)
-
-        counts = [1 + len(proposed) for proposed in drafts]
-        window = max(counts)
-        slots, ntokens = _int32([each.slot for each in running]), _int32(counts)
-        tokens = _rows([[each.tokens[-1], *d] for each, d in zip(running, drafts, strict=True)], window)
+            window = self._draft(running, request)
         with self.stats.timed("verify"):
-            self.cache.cursor.begin(slots, ntokens)
-            logits = self.step(slots, tokens)  # [running, window, vocab]
+            logits = self._verify(window)
         with self.stats.timed("accept"):
             rows = logits.clone() if request.return_logits else None  # the next step writes over logits
-            if u is not None:
-                logits = sampling.mask_(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
-                if draft_probs is not None:
-                    draft_probs = draft_probs[: len(running), : window - 1]
-                u = [
-                    each[m : m + len(d)] + [0.0] * (window - 1 - len(d)) + each[-1:]
-                    for each, m, d in zip(u, most, drafts, strict=True)
-                ]
-            accepted, following = self._accept(logits, tokens[:, 1:], counts, draft_probs, u, request)
-            self.cache.cursor.commit(slots, accepted)
-            bursts = []
-            for i, (stay, token) in enumerate(zip(accepted.tolist(), following.tolist(), strict=True)):
-                emitted = _until(request.eos, [*drafts[i][: stay - 1], token])
-                if rows is not None:
-                    running[i].rows.append(rows[i, : len(emitted)])
-                self._count(running[i], emitted, len(drafts[i]), stay - 1)
-                bursts.append(emitted)
+            accepted, following = self._accept(self._mask(logits, request), window, request)
+            bursts = self._commit(running, window, accepted, following, request)
         with self.stats.timed("draft"):
-            for sequence, emitted in zip(running, bursts, strict=True):
-                drafter.extend(sequence.slot, emitted)
-        for sequence in running:
-            self._finish(sequence, request)
+            drafter = self._drafter(request)
+            for sequence, burst in zip(running, bursts, strict=True):
+                drafter.extend(sequence.slot, burst)
+        for i, sequence in enumerate(running):
+            if rows is not None:
+                sequence.rows.append(rows[i, : len(bursts[i])])
+            if sequence.ended:
+                for part in ("draft", "verify", "accept"):
+                    sequence.stats.seconds[part] = self.stats.seconds[part] - sequence.shared[part]
         return bursts
 
+    def _draft(self, running: list[Running], request: Request) -> Window:
+        """Ask for as many drafts as a window, and what is still to be emitted, have room for."""
+        most = [min(request.window, request.max_new_tokens - len(each.tokens)) - 1 for each in running]
+        draws = uniforms = None
+        if not request.sampling.greedy:
+            # One to draw each draft by, one to decide it, one for the token that follows.
+            numbers = [each.uniforms(2 * count + 1) for each, count in zip(running, most, strict=True)]
+            uniforms = [each[count:] for each, count in zip(numbers, most, strict=True)]
+            draws = padded([each[:count] for each, count in zip(numbers, most, strict=True)], max(most), torch.float64)
+        drafts, draft_probs = self._drafter(request).propose(
+            [each.slot for each in running], most, request.sampling, draws
+        )
+        for proposed, count in zip(drafts, most, strict=True):
+            check_drafts(proposed, count, self.model.config.vocab_size)
+        return Window.of(running, drafts, draft_probs, uniforms)
+
+    def _verify(self, window: Window) -> Tensor:
+        """(batch, window, vocab) logits of every token; opens the step."""
+        self.cache.cursor.begin(window.slots, window.ntokens)
+        return self.step(window.slots, window.tokens)
+
     @staticmethod
-    def _accept(
-        logits: Tensor,
-        drafts: Tensor,
-        counts: list[int],
-        draft_probs: Tensor | None,
-        uniforms: list[list[float]] | None,
-        request: Request,
-    ) -> tuple[Tensor, Tensor]:
-        if uniforms is None:
-            return speculative_accept(logits, drafts, _int32(counts))
-        uniforms = torch.tensor(uniforms, dtype=torch.float64)
-        return speculative_accept(logits, drafts, _int32(counts), draft_probs, uniforms, request.sampling.temperature)
+    @torch.inference_mode()
+    def _mask(logits: Tensor, request: Request) -> Tensor:
+        """Top-k and top-p, in place."""
+        return request.sampling.mask_(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
 
-    def _count(self, sequence: _Sequence, emitted: list[int], drafted: int, accepted: int) -> None:
-        sequence.tokens += emitted
-        for stats in (sequence.stats, self.stats):
-            stats.steps += 1
-            stats.tokens += len(emitted)
-            stats.drafted += drafted
-            stats.accepted_drafts += accepted
+    @staticmethod
+    def _accept(logits: Tensor, window: Window, request: Request) -> tuple[Tensor, Tensor]:
+        """How many tokens of each window stay, and the token that follows them."""
+        drafts = window.tokens[:, 1:]
+        if request.sampling.greedy:
+            return speculative_accept(logits, drafts, window.ntokens)
+        temperature = request.sampling.temperature
+        return speculative_accept(logits, drafts, window.ntokens, window.draft_probs, window.uniforms, temperature)
 
-    def _finish(self, sequence: _Sequence, request: Request) -> None:
-        """Note whether the sequence has ended, and what time it took."""
-        if sequence.tokens[-1] in request.eos:
-            sequence.ended = "eos"
-        elif len(sequence.tokens) == request.max_new_tokens:
-            sequence.ended = "length"
-        else:
-            return
-        for part in ("draft", "verify", "accept"):
-            sequence.stats.seconds[part] = self.stats.seconds[part] - sequence.shared[part]
+    def _commit(
+        self, running: list[Running], window: Window, accepted: Tensor, following: Tensor, request: Request
+    ) -> list[list[int]]:
+        """Close the step; the tokens that each sequence has got."""
+        self.cache.cursor.commit(window.slots, accepted)
+        bursts = []
+        for sequence, drafts, stay, token in zip(
+            running, window.drafts, accepted.tolist(), following.tolist(), strict=True
+        ):
+            burst = sequence.append([*drafts[: stay - 1], token], request)
+            for stats in (sequence.stats, self.stats):
+                stats.steps += 1
+                stats.tokens += len(burst)
+                stats.drafted += len(drafts)
+                stats.accepted_drafts += stay - 1
+            bursts.append(burst)
+        return bursts
 
-
-def _uniforms(sequence: _Sequence, count: int) -> list[float]:
-    return torch.rand(count, generator=sequence.generator, dtype=torch.float64).tolist()
-
-
-def _until(stop: frozenset[int], tokens: list[int]) -> list[int]:
-    """The tokens up to the first that ends the sequence, which is kept."""
-    for i, token in enumerate(tokens):
-        if token in stop:
-            return tokens[: i + 1]
-    return tokens
-
-
-def _rows(rows: list[list], width: int, dtype: torch.dtype = torch.int64) -> Tensor:
-    """A tensor of rows padded with zeros."""
-    filler = [0] * width
-    return torch.tensor([row + filler[len(row) :] for row in rows], dtype=dtype)
-
-
-def _int32(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+    def _drafter(self, request: Request) -> Drafter:
+        return self.drafter if request.window > 1 else self.no_drafts

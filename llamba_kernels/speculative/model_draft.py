@@ -10,6 +10,7 @@ from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import argmax
 from .sampling import Sampling, draw
+from .window import int32, padded
 
 
 def first_layers(model: LlambaForCausalLM, count: int) -> LlambaForCausalLM:
@@ -85,7 +86,7 @@ class ModelDrafter:
         first, *others = slots
         self.cache.prefill(self.model, first, torch.tensor(prompt))
         if others:
-            self.cache.slot_copy(_int32([first] * len(others)), _int32(others))
+            self.cache.slot_copy(int32([first] * len(others)), int32(others))
         for slot in slots:
             self.missing[slot], self.ahead[slot], self.surplus[slot] = [], [], 0
 
@@ -122,7 +123,7 @@ class ModelDrafter:
     def _take_back(self, slots: list[int]) -> None:
         surplus = [self.surplus[slot] for slot in slots]
         if any(surplus):
-            self.cache.cursor.rollback(_int32(slots), _int32(surplus))
+            self.cache.cursor.rollback(int32(slots), int32(surplus))
             for slot in slots:
                 self.surplus[slot] = 0
 
@@ -138,10 +139,9 @@ class ModelDrafter:
         """(slots, vocab) logits after the last of each slot's one or two tokens."""
         counts = [len(each) for each in tokens]
         width = max(counts)
-        padded = torch.tensor([each + [0] * (width - len(each)) for each in tokens])
-        slots, ntokens = _int32(slots), _int32(counts)
+        slots, ntokens = int32(slots), int32(counts)
         self.cache.cursor.begin(slots, ntokens)
-        logits = self.step(slots, padded)
+        logits = self.step(slots, padded(tokens, width))
         self.cache.cursor.commit(slots, ntokens)
         if width == 1:
             return logits[:, 0]
@@ -155,7 +155,3 @@ class ModelDrafter:
         law = sampling.probabilities(sampling.mask_(logits))
         self.probabilities[rows, i] = law
         return draw(law, uniforms[rows, i])
-
-
-def _int32(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)

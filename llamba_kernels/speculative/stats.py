@@ -64,10 +64,10 @@ class Generation:
     """One sequence's output.
 
     Args:
-        tokens: emitted ids, without the prompt; an end-of-sequence token is the last.
+        tokens: emitted ids, without the prompt; an end-of-sequence token, or the end of a stop string, is the last.
         logits: (tokens, vocab) in the model's dtype, if they were asked for: row i decided token i, before temperature,
             top-k and top-p.
-        ended: "eos" or "length", which is max_new_tokens.
+        ended: "eos", "stop" or "length", which is max_new_tokens.
     """
 
     tokens: list[int]
