@@ -20,6 +20,9 @@ console = Console(width=None if sys.stdout.isatty() else 100)  # a log file has 
 Model = Annotated[str, typer.Argument(help="A model folder (a hybrid or a Llama) or a hub id.")]
 OutDir = Annotated[Path, typer.Argument(help="Where the result goes: an ordinary Hugging Face folder.")]
 Teacher = Annotated[str, typer.Option(help="The teacher's folder or hub id.")]
+Draft = Annotated[
+    str, typer.Option(help="lookup, none, first:N (the model's own first N layers), or a draft model's folder.")
+]
 Tokens = Annotated[int | None, typer.Option(help="Tokens to train on.", min=1, show_default="the recipe's")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", min=0.0, show_default="the recipe's")]
 Data = Annotated[
@@ -190,13 +193,16 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     window: Annotated[int, typer.Option(help="Tokens per verify step; 1 is plain decoding.", min=1, max=64)] = 4,
+    draft: Draft = "lookup",
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: from all.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="Then from the fewest that reach this probability.")] = 1.0,
     seed: int = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
 ):
     """Continue a text, speculatively, streaming it as it is decided; statistics go to standard error."""
-    model, tokenizer = _load(model, dtype)
+    model, tokenizer, draft = _load_with_draft(model, dtype, draft)
     text = sys.stdin.read() if prompt == "-" else prompt
     if chat:
         messages = [{"role": "user", "content": text}]
@@ -206,9 +212,10 @@ def generate(
 
     from .speculative import SpeculativeDecoder
 
-    decoder = SpeculativeDecoder(model, window=window, max_tokens=len(ids) + max_new_tokens)
+    decoder = SpeculativeDecoder(model, window, draft, max_tokens=len(ids) + max_new_tokens)
     emitted, shown = [], ""
-    for burst in decoder.stream(ids, max_new_tokens, temperature=temperature, seed=seed):
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    for burst in decoder.stream(ids, max_new_tokens, **sampling):
         emitted += burst
         text = tokenizer.decode(emitted, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # a character may need the bytes of several tokens
@@ -230,6 +237,7 @@ def bench(
     windows: Annotated[
         str, typer.Option(help="Tokens per verify step, such as 1,2,4,8; 1 is plain decoding.")
     ] = "1,2,4,6,8",
+    draft: Draft = "lookup",
     prompts: Annotated[int, typer.Option(help="Prompts from the held-out text.", min=1)] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 100,
     data: Data = None,
@@ -238,11 +246,11 @@ def bench(
 ):
     """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
     sizes = _numbers("bench", "windows", windows)
-    model, tokenizer = _load(model, dtype)
+    model, tokenizer, draft = _load_with_draft(model, dtype, draft)
 
     from .decode_bench import decode_bench, held_out_prompts
 
-    rows = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens)
+    rows = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens, draft)
     table = Table("window", "tok/s median", "tok/s min", "tok/s max", "tokens per step", "same tokens as window 1")
     for row in rows:
         same = "yes" if row["identical"] else "NO"
@@ -276,6 +284,13 @@ def _load(model: str, dtype: str):
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
     return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
+
+
+def _load_with_draft(name: str, dtype: str, draft: str):
+    from .speculative.by_name import draft_by_name
+
+    model, tokenizer = _load(name, dtype)
+    return model, tokenizer, draft_by_name(draft, model, tokenizer, name)
 
 
 def _given(**options) -> dict:

@@ -19,13 +19,16 @@ def held_out_prompts(tokenizer, data, count: int, length: int = PROMPT_TOKENS) -
     return prompts
 
 
-def decode_bench(model, prompts: list[list[int]], windows: list[int], max_new_tokens: int) -> list[dict]:
-    """One row per window, window 1 (plain decoding) first: tokens/s over the prompts, tokens per step, identical."""
+def decode_bench(model, prompts: list[list[int]], windows: list[int], max_new_tokens: int, draft=None) -> list[dict]:
+    """One row per window, window 1 (plain decoding) first: tokens/s over the prompts, tokens per step, identical.
+
+    draft: as in `SpeculativeDecoder`.
+    """
     windows = [1, *(window for window in windows if window != 1)]
     longest = max(map(len, prompts)) + max_new_tokens
     plain, rows = None, []
     for window in windows:
-        decoder = SpeculativeDecoder(model, window=window, max_tokens=longest)
+        decoder = SpeculativeDecoder(model, window, draft, max_tokens=longest)
         results = [decoder.generate(prompt, max_new_tokens, eos_token_id=-1) for prompt in prompts]
         outputs = [result.tokens for result in results]
         plain = outputs if plain is None else plain

@@ -1,5 +1,6 @@
 """Inputs, and a formula to compare with, that tests and benchmarks share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -262,3 +263,37 @@ def make_speculative_accept_inputs(batch, max_window, vocab, sampled=True, certa
     logits[torch.arange(max_window) >= ntokens[:, None]] = float("nan")
     has_probs = sampled and not certain
     return logits, drafts, ntokens, draft_probs if has_probs else None, uniforms if sampled else None, 0.8
+
+
+class ForcedDraft:
+    """A `speculative.Draft` that proposes recorded output, made wrong on purpose: forces what each step accepts.
+
+    Args:
+        sequences: what greedy decoding gave, prompts included; a generation's prompt must begin one of them.
+        right: how many drafts of a step are right, the others wrong: REJECT_ALL, ACCEPT_ALL or a number for every step,
+            or a list that the steps of a generation go through, over and over.
+        vocab_size: of the model.
+    """
+
+    REJECT_ALL, ACCEPT_ALL = 0, 1 << 20
+
+    def __init__(self, sequences: Sequence[Sequence[int]], right: int | Sequence[int], vocab_size: int):
+        self.sequences = [list(sequence) for sequence in sequences]
+        self.right = [right] if isinstance(right, int) else list(right)
+        self.vocab_size = vocab_size
+
+    def reset(self, prompt: Sequence[int]) -> None:
+        prompt = list(prompt)
+        found = [each for each in self.sequences if each[: len(prompt)] == prompt]
+        if not found:
+            raise ValueError(f"ForcedDraft: sequences must hold one that begins with the prompt; got {prompt}")
+        self.sequence, self.known, self.steps = found[0], len(prompt), 0
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.known += len(tokens)
+
+    def propose(self, most: int) -> list[int]:
+        right = self.right[self.steps % len(self.right)]
+        self.steps += 1
+        recorded = self.sequence[self.known : self.known + most]
+        return [token if i < right else (token + 1) % self.vocab_size for i, token in enumerate(recorded)]

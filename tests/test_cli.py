@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -129,6 +131,62 @@ def test_generate_says_the_same_for_every_window(run_dir):
     assert "24 tokens" in texts[1].stderr and "tokens per step" in texts[1].stderr
 
 
+def test_generate_says_the_same_for_every_draft(run_dir):
+    """lookup is the default; the last is a model of its own, with the same tokenizer."""
+    texts = [
+        llamba("generate", run_dir / "run/hybrid", "the state of a", "--max-new-tokens", 24, "--draft", draft)
+        for draft in ("lookup", "none", "first:1", "first:4", run_dir / "run/converted")
+    ]
+    assert all(text.returncode == 0 for text in texts), texts[0].stderr
+    assert len({text.stdout for text in texts}) == 1 and len(texts[0].stdout) > 10
+    assert "1.00 tokens per step" in texts[1].stderr and "4.00 tokens per step" not in texts[2].stderr
+    assert "3.83 tokens per step" in texts[3].stderr  # all its layers: 23 tokens in 6 steps of at most 4
+
+
+def test_generate_samples(run_dir):
+    """A top-k of one token is greedy; another seed gives another text."""
+    options = ("generate", run_dir / "run/hybrid", "the state of a", "--max-new-tokens", 24)
+    greedy, one, *sampled = (
+        llamba(*options, *more).stdout
+        for more in (
+            (),
+            ("--temperature", 2, "--top-k", 1),
+            ("--temperature", 2, "--top-p", 0.9),
+            ("--temperature", 2, "--top-p", 0.9),
+            ("--temperature", 2, "--top-p", 0.9, "--seed", 1),
+        )
+    )
+    assert greedy == one != sampled[0] == sampled[1] != sampled[2]
+
+
+def test_a_draft_with_another_tokenizer_is_refused(run_dir):
+    other = run_dir / "other"
+    write_teacher(other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = (next(token for token, i in vocabulary.items() if i == id_) for id_ in (70, 90))
+    vocabulary[a], vocabulary[b] = 90, 70
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    hybrid = run_dir / "run/hybrid"
+    refused = llamba("generate", hybrid, "the state", "--draft", other)
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert refused.stderr == (
+        f"llamba: draft: {other} must have the tokenizer of {hybrid}; got one where id 70 is {b!r} instead of {a!r}\n"
+    )
+
+
+def test_the_readme_s_use_of_the_decoder(run_dir, capsys):
+    """As it is written there, on the folders here: two texts, three results."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    use, names = readme.split("\n## Use\n")[1].split("\n## ")[0], {}
+    for block in re.findall(r"```python\n(.*?)```", use, flags=re.DOTALL):
+        block = block.replace("runs/quickstart/", f"{run_dir}/run/").replace(
+            "path/to/a/smaller/model", f"{run_dir}/llama"
+        )
+        exec(block, names)
+    assert names["decoder"].stats.sequences == 3 and "length" in capsys.readouterr().out
+
+
 def test_rank_eval_bench_and_env(run_dir, tmp_path):
     ranking = llamba("rank-layers", run_dir / "llama", "--data", run_dir / "text.txt")
     assert ranking.returncode == 0 and "KL after deletion" in ranking.stdout
@@ -139,6 +197,8 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
         run_dir / "run/hybrid",
         "--windows",
         "1,3",
+        "--draft",
+        "first:2",
         "--prompts",
         2,
         "--max-new-tokens",
@@ -177,6 +237,22 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
         (
             ("generate", "{root}/llama", "x", "--dtype", "float8"),
             "llamba: dtype must be float32 or bfloat16; got float8",
+        ),
+        (
+            ("generate", "{root}/llama", "x", "--draft", "first:5"),
+            "llamba: first_layers: count must be 1 to 4; got 5",
+        ),
+        (
+            ("generate", "{root}/llama", "x", "--draft", "first:two"),
+            "llamba: draft: first:N must have a number of layers as N; got first:two",
+        ),
+        (
+            ("generate", "{root}/llama", "x", "--temperature", "1", "--top-p", "1.5"),
+            "llamba: Sampling: top_p must be a number from 0 to 1; got 1.5",
+        ),
+        (
+            ("bench", "{root}/llama", "--draft", "nowhere"),
+            "llamba: load_tokenizer: path_or_id must be a folder or a hub id owner/name; got nowhere",
         ),
         (("quickstart", "--out", "{root}/other", "--data", "{root}/none.txt", "--teacher", "{root}/llama"), None),
     ],

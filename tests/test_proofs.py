@@ -76,11 +76,11 @@ def test_teacher_logits_match_transformers(run_dir):
         assert (ours(torch.tensor([prompt])).logits[0] - expected).abs().max() <= 1e-4 * scale
         decoder = SpeculativeDecoder(ours, window=1, max_tokens=128)
         decoder.cache.prefill(ours, 0, torch.tensor(prompt[:88]))
-        one = torch.ones(1, dtype=torch.int32)
+        slot, one = torch.zeros(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
         for i in range(88, 128):
-            decoder.cache.cursor.begin(decoder.slots, one)
-            logits = decoder.step(decoder.slots, torch.tensor([[prompt[i]]]))[0, 0]
-            decoder.cache.cursor.commit(decoder.slots, one)
+            decoder.cache.cursor.begin(slot, one)
+            logits = decoder.step(slot, torch.tensor([[prompt[i]]]))[0, 0]
+            decoder.cache.cursor.commit(slot, one)
             assert (logits - expected[i]).abs().max() <= 1e-4 * scale
 
 

@@ -3,49 +3,16 @@
 import pytest
 import torch
 from helpers import assert_bitwise, assert_refused
+from speculation import PROMPT, VOCAB, tiny_model
 
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, step
+from llamba_kernels.models import step
 from llamba_kernels.speculative import PromptLookup, SpeculativeDecoder
-
-PROMPT = [5, 6, 7, 8, 5, 6, 7, 9, 5, 6]
-
-
-def tiny_model(layers=("attention", "mamba2", "attention", "mamba2"), dtype=torch.float32, seed=0, hidden_act="silu"):
-    """Random weights, wide enough apart that greedy output is not one repeated token."""
-    torch.manual_seed(seed)
-    config = LlambaConfig(
-        vocab_size=61,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=len(layers),
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=16,
-        hidden_act=hidden_act,
-        layers=list(layers),
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    return LlambaForCausalLM(config).eval().to(dtype)
+from llamba_kernels.testing import ForcedDraft
 
 
-class ScriptedDraft:
-    """Proposes what the model itself will say, wrong from the n-th token on: forces how many drafts are accepted."""
-
-    def __init__(self, output, right):
-        self.output, self.right = output, right
-
-    def reset(self, context):
-        self.done = len(context) - len(PROMPT)
-
-    def extend(self, tokens):
-        self.done += len(tokens)
-
-    def propose(self, most):
-        tokens = self.output[self.done : self.done + most]
-        return [token if i < self.right else (token + 1) % 61 for i, token in enumerate(tokens)]
+def forced(output, right):
+    """Of the recorded output of PROMPT, `right` drafts of every step are accepted."""
+    return ForcedDraft([[*PROMPT, *output]], right, VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +40,7 @@ def test_greedy_equals_plain(plain, window, fold_every):
 def test_forced_acceptance(plain, right):
     """Rejecting every draft, some, or none gives the same tokens, and the statistics count them."""
     model, expected = plain
-    result = SpeculativeDecoder(model, window=5, draft=ScriptedDraft(expected, right)).generate(PROMPT, 60)
+    result = SpeculativeDecoder(model, window=5, draft=forced(expected, right)).generate(PROMPT, 60)
     assert result.tokens == expected
     per_step = min(right, 4) + 1
     assert result.stats.acceptance_length == pytest.approx(per_step, abs=0.25)
@@ -85,7 +52,7 @@ def test_forced_acceptance(plain, right):
 def test_greedy_equals_plain_for_other_stacks(layers, dtype):
     model = tiny_model(layers, dtype)
     expected = SpeculativeDecoder(model, window=1).generate(PROMPT, 40).tokens
-    for draft in (PromptLookup(), ScriptedDraft(expected, 2)):
+    for draft in (PromptLookup(), forced(expected, 2)):
         assert SpeculativeDecoder(model, window=4, draft=draft).generate(PROMPT, 40).tokens == expected
 
 
@@ -94,24 +61,31 @@ def test_greedy_equals_plain_for_other_stacks(layers, dtype):
 def test_greedy_equals_plain_for_other_activations_and_dtypes(hidden_act, dtype):
     model = tiny_model(["attention", "mamba2", "attention"], dtype, hidden_act=hidden_act)
     expected = SpeculativeDecoder(model, window=1).generate(PROMPT, 40).tokens
-    draft = ScriptedDraft(expected, 2)
+    draft = forced(expected, 2)
     assert SpeculativeDecoder(model, window=4, draft=draft).generate(PROMPT, 40).tokens == expected
 
 
-def test_step_logits_are_bit_identical_across_windows(plain):
-    """Not only the argmax: the logits of a token have the same bits alone and in a window."""
-    model, tokens = plain
-    logits = {}
-    for window in (1, 4):
-        decoder = SpeculativeDecoder(model, window=window)
-        decoder.cache.prefill(model, 0, torch.tensor(PROMPT))
-        rows = []
-        for start in range(0, 12, window):
-            decoder.cache.cursor.begin(decoder.slots, torch.tensor([window], dtype=torch.int32))
-            rows.append(decoder.step(decoder.slots, torch.tensor([tokens[start : start + window]]))[0].clone())
-            decoder.cache.cursor.commit(decoder.slots, torch.tensor([window], dtype=torch.int32))
-        logits[window] = torch.cat(rows)
-    assert torch.equal(logits[1], logits[4])
+def test_logits_are_bit_identical_across_windows(plain):
+    """Not only the argmax: the logits that decided a token have the same bits in any window, whatever was rejected."""
+    model, _ = plain
+    expected = SpeculativeDecoder(model, window=1, fold_every=2).generate(PROMPT, 60, return_logits=True)
+    assert_bitwise(expected.logits.argmax(-1), torch.tensor(expected.tokens))
+    for right in (ForcedDraft.REJECT_ALL, ForcedDraft.ACCEPT_ALL, [0, 0, 0, 9, 9, 9, 1, 2, 0, 3]):
+        decoder = SpeculativeDecoder(model, window=5, draft=forced(expected.tokens, right), fold_every=2)
+        result = decoder.generate(PROMPT, 60, return_logits=True)
+        assert result.tokens == expected.tokens
+        assert_bitwise(result.logits, expected.logits)
+
+
+def test_a_call_may_ask_for_a_smaller_window(plain):
+    """One decoder's buffers serve plain and speculative decoding, with the same bits."""
+    model, expected = plain
+    decoder = SpeculativeDecoder(model, window=5, draft=forced(expected, 9))
+    results = {window: decoder.generate(PROMPT, 60, window=window, return_logits=True) for window in (1, 2, 5)}
+    for window, result in results.items():
+        assert result.tokens == expected and result.stats.steps == -(-59 // window)
+        assert_bitwise(result.logits, results[1].logits)
+    assert results[1].stats.drafted == 0
 
 
 def test_one_token_prompt(plain):
@@ -125,15 +99,42 @@ def test_stops_at_eos_and_at_max_new_tokens(plain):
     eos = expected[17]
     end = expected.index(eos) + 1
     for window in (1, 6):
-        decoder = SpeculativeDecoder(model, window=window, draft=ScriptedDraft(expected, 7))
+        decoder = SpeculativeDecoder(model, window=window, draft=forced(expected, 7))
         assert decoder.generate(PROMPT, 60, eos_token_id=eos).tokens == expected[:end]
         for count in (1, 2, 11):
             assert decoder.generate(PROMPT, count).tokens == expected[:count]
 
 
+class Letters:
+    """A tokenizer: two letters per id."""
+
+    def decode(self, tokens):
+        return "".join(chr(97 + token // 8) + chr(97 + token % 8) for token in tokens)
+
+
+@pytest.mark.parametrize("window", [1, 6])
+def test_stops_at_a_string_wherever_tokens_end(plain, window):
+    """The output ends with the token that completes it, in the middle of a window or not."""
+    model, expected = plain
+    text = Letters().decode(expected)
+    decoder = SpeculativeDecoder(model, window, forced(expected, 9), tokenizer=Letters())
+    for stop in (text[21:24], text[30:34], text[0:2], text[5:6]):
+        end = -(-(text.index(stop) + len(stop)) // 2)
+        for strings in (stop, ["never", stop]):
+            result = decoder.generate(PROMPT, 60, stop=strings)
+            assert result.tokens == expected[:end] and result.ended == "stop"
+    result = decoder.generate(PROMPT, 60, stop="never")
+    assert result.tokens == expected and result.ended == "length"
+    for stop in ("", 5):
+        sentence = f"generate: stop must be a string or several, none of them empty; got {stop!r}"
+        assert_refused(TypeError, sentence, decoder.generate, PROMPT, stop=[stop])
+    sentence = "generate: stop must come with the decoder's tokenizer; got 'x' and no tokenizer"
+    assert_refused(ValueError, sentence, SpeculativeDecoder(model).generate, PROMPT, stop="x")
+
+
 def test_stream_yields_the_tokens_of_each_step(plain):
     model, expected = plain
-    bursts = list(SpeculativeDecoder(model, window=5, draft=ScriptedDraft(expected, 7)).stream(PROMPT, 31))
+    bursts = list(SpeculativeDecoder(model, window=5, draft=forced(expected, 7)).stream(PROMPT, 31))
     assert [len(burst) for burst in bursts] == [1, 5, 5, 5, 5, 5, 5]
     assert [token for burst in bursts for token in burst] == expected[:31]
 
@@ -144,43 +145,6 @@ def test_sampling_is_seeded_and_varies(plain):
     first = decoder.generate(PROMPT, 30, temperature=1.0, seed=1).tokens
     assert decoder.generate(PROMPT, 30, temperature=1.0, seed=1).tokens == first
     assert decoder.generate(PROMPT, 30, temperature=1.0, seed=2).tokens != first
-
-
-def test_sampled_tokens_have_the_model_s_distribution():
-    """The second and third token after a prompt, speculated with a draft that is often right, against exact odds."""
-    model = tiny_model(["mamba2", "attention"], seed=3)
-    samples, temperature = 1000, 0.7
-    with torch.inference_mode():
-        first = int(model(torch.tensor([PROMPT])).logits[0, -1].argmax())
-
-    class Fixed:  # always drafts the same two tokens after the first
-        def reset(self, context):
-            pass
-
-        def extend(self, tokens):
-            pass
-
-        def propose(self, most):
-            return [int(guess), 3][:most]
-
-    with torch.inference_mode():
-        probabilities = torch.softmax(model(torch.tensor([[*PROMPT, first]])).logits[0, -1] / temperature, -1)
-    guess = probabilities.argmax()
-    decoder = SpeculativeDecoder(model, window=3, draft=Fixed())
-    counts = torch.zeros(61, dtype=torch.float64)
-    for seed in range(samples):
-        # the first token is forced by prefilling it, so that the sampled one is decided by the speculative step
-        decoder.cache.prefill(model, 0, torch.tensor(PROMPT))
-        generator = torch.Generator().manual_seed(seed)
-        accepted, token = decoder._verify([first, int(guess), 3], temperature, generator)
-        counts[int(guess) if accepted > 1 else token] += 1
-    expected = probabilities.double() * samples
-    likely = expected >= 5
-    observed = torch.cat([counts[likely], counts[~likely].sum().view(1)])
-    expected = torch.cat([expected[likely], expected[~likely].sum().view(1)])
-    chi2 = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
-    freedom = len(expected) - 1
-    assert chi2 < freedom + 4.5 * (2 * freedom) ** 0.5, f"chi-square {chi2:.1f} with {freedom} degrees of freedom"
 
 
 @pytest.mark.cpu_only
@@ -200,7 +164,8 @@ def test_a_step_that_fails_between_layers_does_not_poison_the_next_generation(pl
     with pytest.raises(MemoryError):
         decoder.generate(PROMPT, 60)
     with pytest.raises(ValueError, match="^cursor_begin: slot 0 must have no open step"):
-        decoder.cache.cursor.begin(decoder.slots, torch.tensor([1], dtype=torch.int32))
+        one = torch.tensor([1], dtype=torch.int32)
+        decoder.cache.cursor.begin(one - 1, one)
     monkeypatch.undo()
     assert decoder.generate(PROMPT, 60).tokens == expected
 
@@ -212,7 +177,7 @@ def test_an_older_stream_is_refused_not_mixed(plain):
     next(older)
     newer = decoder.stream(PROMPT, 20)
     tokens = list(next(newer))
-    with pytest.raises(ValueError, match="^stream: decoder must decode one sequence at a time; got a newer stream"):
+    with pytest.raises(ValueError, match="^stream: decoder must decode one call at a time; got a newer call"):
         next(older)
     assert tokens + [token for burst in newer for token in burst] == expected[:20]
 
@@ -234,15 +199,23 @@ REFUSALS = [
     (dict(prompt=[61]), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got 61"),
     (dict(max_new_tokens=0), "generate: max_new_tokens must be 1 to 256; got 0"),
     (dict(max_new_tokens=250), "generate: prompt + max_new_tokens must be at most max_tokens = 256; got 10 + 250"),
-    (dict(temperature=-1.0), "generate: temperature must be 0 (greedy) or positive; got -1.0"),
+    (dict(temperature=-1.0), "Sampling: temperature must be a number from 0 (greedy) up; got -1.0"),
+    (dict(prompt=iter([3, 61])), "generate: prompt must hold ids from 0 to vocab_size - 1 = 60; got 61"),
+    (dict(window=3), "generate: window must be 1 to 2; got 3"),
+    (dict(seed=-1), "generate: seed must be 0 to 4611686018427387904; got -1"),
+    (dict(temperature=1.0, top_k=-2), "Sampling: top_k must be None or an int from 0 (all) up; got -2"),
 ]
 
 
 @pytest.mark.parametrize("options, sentence", REFUSALS, ids=[sentence for _, sentence in REFUSALS])
 def test_refusals(plain, options, sentence):
-    with pytest.raises(ValueError) as error:
-        SpeculativeDecoder(plain[0], window=2).generate(**({"prompt": PROMPT, "max_new_tokens": 4} | options))
-    assert str(error.value) == sentence
+    """And nothing is lost: a stream that is under way goes on."""
+    model, expected = plain
+    decoder = SpeculativeDecoder(model, window=2)
+    stream = decoder.stream(PROMPT, 8)
+    tokens = [*next(stream), *next(stream)]
+    assert_refused(ValueError, sentence, decoder.generate, **({"prompt": PROMPT, "max_new_tokens": 4} | options))
+    assert tokens + [token for burst in stream for token in burst] == expected[:8]
 
 
 class ConstantDraft:
@@ -280,16 +253,19 @@ WRONG_DRAFTS = [
 def test_wrong_drafts_are_refused_before_the_step_opens(plain, drafts, kind, got):
     """The slot has no open step, its committed tokens are as they were, and the decoder goes on to decode."""
     model, expected = plain
-    decoder = SpeculativeDecoder(model, window=3, draft=ConstantDraft([]))
+    draft = ConstantDraft([])
+    decoder = SpeculativeDecoder(model, window=3, draft=draft)
     stream = decoder.stream(PROMPT, 20)
     tokens = [*next(stream), *next(stream)]
-    decoder.draft = ConstantDraft(drafts)
+    draft.drafts = drafts
     table = decoder.cache.cursor.table.clone()
     assert_refused(kind, DRAFTS + got, next, stream)
     assert tokens == expected[:2] and decoder.stats.tokens == 2 and decoder.stats.drafted == 0
     assert_bitwise(decoder.cache.cursor.table, table)
-    assert decoder._verify([expected[1]], 0.0, torch.Generator()) == (1, expected[2])
-    decoder.draft = PromptLookup()
+    slots, one = torch.tensor([0], dtype=torch.int32), torch.tensor([1], dtype=torch.int32)
+    decoder.cache.cursor.begin(slots, one)  # no step is open
+    assert int(decoder.step(slots, torch.tensor([expected[1:2]])).argmax()) == expected[2]
+    draft.drafts = []
     assert decoder.generate(PROMPT, 20).tokens == expected[:20]
 
 
@@ -300,6 +276,20 @@ def test_drafts_beyond_max_new_tokens_are_refused(plain):
     next(stream)
     sentence = DRAFTS.replace("at most 2", "at most 1") + "2"
     assert_refused(ValueError, sentence, next, stream)
+
+
+@pytest.mark.parametrize(
+    "prompt, got",
+    [
+        ([1, 2.0], "hold ints; got one of float"),
+        ([[1, 2]], "hold ints; got one of list"),
+        (torch.ones(3), "hold ints; got one of float"),
+        ("text", "be token ids, such as tokenizer(text)['input_ids']; got a str"),
+        (7, "be one sequence of ids; got int"),
+    ],
+)
+def test_prompts_that_are_no_ids(plain, prompt, got):
+    assert_refused(TypeError, f"generate: prompt must {got}", SpeculativeDecoder(plain[0]).generate, prompt)
 
 
 def test_max_new_tokens_is_an_int(plain):
@@ -314,14 +304,3 @@ def test_max_new_tokens_is_an_int(plain):
 )
 def test_windows_that_are_refused(plain, window, kind, rule):
     assert_refused(kind, f"SpeculativeDecoder: window must be {rule}", SpeculativeDecoder, plain[0], window=window)
-
-
-def test_prompt_lookup_copies_what_followed_the_longest_match():
-    draft = PromptLookup(max_ngram=3)
-    draft.reset([1, 2, 3, 4, 9, 2, 3, 7, 1, 2, 3])
-    assert draft.propose(2) == [4, 9]  # "1 2 3" matched, although "2 3" occurs later
-    assert draft.propose(0) == []
-    draft.extend([8])
-    assert draft.propose(3) == []  # 8 has no earlier occurrence
-    draft.extend([2])
-    assert draft.propose(3) == [3, 8, 2]  # the last occurrence of "2" before this one

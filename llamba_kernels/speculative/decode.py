@@ -1,8 +1,7 @@
 """Speculative decoding: draft, verify, accept, commit. A window of one token is plain decoding, by the same code."""
 
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,216 +10,279 @@ from ..cache import DecodeCache, Session, check_int, fold_every_for
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import speculative_accept
-from .drafts import Draft, PromptLookup
+from .drafts import Draft, Drafter, NoDraft, PerSequence, PromptLookup, open_drafter
+from .model_draft import ModelDraft
+from .request import Request, check_drafts, check_prompt, check_stop, stop_tokens
+from .sampling import Sampling
+from .stats import Generation, Stats
+from .window import Running, Window, int32, padded
 
-
-@dataclass
-class Stats:
-    """What one generation did; times in seconds."""
-
-    prompt_tokens: int = 0
-    tokens: int = 0  # emitted
-    steps: int = 0  # verify calls
-    drafted: int = 0
-    accepted_drafts: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("prefill", "draft", "verify", "accept"), 0.0)
-    )
-
-    @property
-    def decode_seconds(self) -> float:
-        return sum(self.seconds.values()) - self.seconds["prefill"]
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoding speed; the prompt and the token that its prefill yields are left out."""
-        return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 else 0.0
-
-    @property
-    def acceptance_length(self) -> float:
-        """Tokens emitted per verify step, 1 to window."""
-        return (self.tokens - 1) / self.steps if self.steps else 0.0
-
-
-@dataclass
-class Generation:
-    tokens: list[int]
-    stats: Stats
+LARGEST_WINDOW = 64
+LARGEST_BATCH = 1 << 16
+LARGEST_SEED = 1 << 62
 
 
 class SpeculativeDecoder:
-    """Decodes one sequence at a time with exactly the model's own output.
+    """Decodes with exactly the model's own output, one sequence or several at once.
 
-    Greedy output is identical to plain greedy decoding, token for token; sampled output has the model's distribution.
+    Greedy output is identical to plain greedy decoding, token for token; sampled output has the model's distribution
+    after temperature, top-k and top-p. A sequence's tokens and logits do not depend on what is decoded beside it.
 
     Args:
         model: a LlambaForCausalLM in eval mode, fp32 or bf16, on the CPU.
-        window: tokens per verify step, the pending token included: window - 1 are drafted. 1 decodes plainly.
-        draft: proposes tokens; default PromptLookup().
+        window: most tokens per verify step, the pending token included: window - 1 are drafted. 1 decodes plainly.
+        draft: where drafts come from. A `Draft`; a function that makes one (needed when batch is above 1), such as the
+            class PromptLookup; a `ModelDraft`. Default: prompt lookup.
         max_tokens: longest prompt + output; default the model's max_position_embeddings.
         fold_every: the session's W, see `Session`; None: chosen by `fold.choose_fold_every`.
+        batch: sequences decoded at once, each in buffers of its own.
+        tokenizer: the model's; only stop strings need it.
     """
 
     def __init__(
         self,
         model: LlambaForCausalLM,
         window: int = 4,
-        draft: Draft | None = None,
+        draft: Draft | Callable[[], Draft] | ModelDraft | None = None,
         max_tokens: int | None = None,
         fold_every: int | None = None,
+        batch: int = 1,
+        tokenizer=None,
     ):
-        check_int("SpeculativeDecoder: window", window, 1, 64)
+        check_int("SpeculativeDecoder: window", window, 1, LARGEST_WINDOW)
+        check_int("SpeculativeDecoder: batch", batch, 1, LARGEST_BATCH)
+        config = model.config
+        if isinstance(draft, ModelDraft) and draft.model.config.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"SpeculativeDecoder: draft must have the target's vocab_size {config.vocab_size}; "
+                f"got {draft.model.config.vocab_size}"
+            )
         self.window = window
-        self.draft = PromptLookup() if draft is None else draft
         if fold_every is None:
-            fold_every = fold_every_for(model.config, window, 1, torch.float32)
-        session = Session(max_window=window, fold_every=fold_every, width=model.config.mamba_d_conv)
-        max_tokens = model.config.max_position_embeddings if max_tokens is None else max_tokens
-        self.cache = DecodeCache(model.config, max_tokens, session, dtype=model.dtype)
-        self.model = model
+            # as for one sequence: W decides bits, and a sequence's bits must not depend on the batch
+            fold_every = fold_every_for(config, window, 1, torch.float32)
+        session = Session(max_window=window, fold_every=fold_every, width=config.mamba_d_conv)
+        max_tokens = config.max_position_embeddings if max_tokens is None else max_tokens
+        self.cache = DecodeCache(config, max_tokens, session, nslots=batch, dtype=model.dtype)
+        self.drafter = open_drafter(PromptLookup if draft is None else draft, batch, window, max_tokens)
+        self.no_drafts = PerSequence([NoDraft()] * batch)
+        self.model, self.tokenizer = model, tokenizer
         self.step = StepModel(model, self.cache)
-        self.slots = torch.zeros(1, dtype=torch.int32)
-        self._stream = None  # the one that owns the slot, the draft and the statistics
+        self._owner = None  # the call that owns slots, drafts and statistics
         self.stats = Stats()
 
     def generate(self, prompt: Iterable[int], max_new_tokens: int = 128, **options) -> Generation:
         """All tokens of `stream`, with the statistics."""
-        tokens = [token for burst in self.stream(prompt, max_new_tokens, **options) for token in burst]
-        return Generation(tokens, self.stats)
+        return self.generate_batch([prompt], max_new_tokens, **options)[0]
 
-    def stream(
-        self,
-        prompt: Iterable[int],
-        max_new_tokens: int = 128,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-        eos_token_id: int | Iterable[int] | None = None,
-    ) -> Iterator[list[int]]:
-        """Yield the tokens of each step as they are decided; `self.stats` counts along. A new stream ends an older one.
+    def generate_batch(
+        self, prompts: Iterable[Iterable[int]], max_new_tokens: int = 128, **options
+    ) -> list[Generation]:
+        """What `generate` would give for each prompt; options as in `stream`, sequence i seeded by seed + i.
+
+        Prompts may have any lengths and any number: when a sequence ends, the next takes its place. Equal prompts that
+        start together are prefilled once. `self.stats` counts all sequences.
+        """
+        request = self._request(max_new_tokens, **options)
+        sequences = self._sequences(prompts, request)
+        for _ in self._decode(sequences, request):
+            pass
+        return [
+            Generation(each.tokens, each.stats, torch.cat(each.rows) if request.return_logits else None, each.ended)
+            for each in sequences
+        ]
+
+    def stream(self, prompt: Iterable[int], max_new_tokens: int = 128, **options) -> Iterator[list[int]]:
+        """Yield the tokens of each step as they are decided; `self.stats` counts along. A new call ends an older one.
 
         Args:
             prompt: token ids, at least one.
             max_new_tokens: most tokens to emit; an end-of-sequence token ends earlier and is emitted.
-            temperature: 0 is greedy; otherwise sampling from softmax(logits / temperature), seeded by `seed`.
-            eos_token_id: default the model's; -1 for none (no token has that id).
+            temperature, top_k, top_p: see `Sampling`; temperature 0, the default, is greedy.
+            seed: int from 0 up, of the random numbers.
+            eos_token_id: an id or several; default the model's; -1 for none (no token has that id).
+            stop: a string or several; the sequence ends with the token that makes its text contain one.
+            window: at most the decoder's, which is the default.
+            return_logits: keep the logits that decided each token, for `generate` to return.
+        Raises: ValueError, TypeError; before anything changes, unless it is a draft that proposes what it must not:
+            then the sequence ends with the tokens it has.
         """
-        if isinstance(prompt, str):
-            raise TypeError("generate: prompt must be token ids, such as tokenizer(text)['input_ids']; got a str")
-        prompt = torch.as_tensor(prompt if isinstance(prompt, Tensor) else list(prompt), dtype=torch.int64)
-        if prompt.dim() != 1:
-            raise ValueError(f"generate: prompt must be one sequence of ids, (n,); got shape {tuple(prompt.shape)}")
-        self._check(prompt, max_new_tokens, temperature)
-        stop = self._stop_tokens(eos_token_id)
-        generator = torch.Generator().manual_seed(seed)
-        stats = self.stats = Stats(prompt_tokens=len(prompt))
-        stream = self._stream = object()
+        request = self._request(max_new_tokens, **options)
+        for bursts in self._decode(self._sequences([prompt], request), request):
+            yield bursts[0]
+
+    def _request(
+        self,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+        eos_token_id: int | Iterable[int] | None = None,
+        stop: str | Iterable[str] = (),
+        window: int | None = None,
+        return_logits: bool = False,
+    ) -> Request:
+        window = self.window if window is None else window
+        check_int("generate: window", window, 1, self.window)
+        check_int("generate: seed", seed, 0, LARGEST_SEED)
+        sampling, eos = Sampling(temperature, top_k, top_p), stop_tokens(self.model, eos_token_id)
+        stop = check_stop(stop, self.tokenizer)
+        return Request(max_new_tokens, sampling, seed, eos, stop, self.tokenizer, window, return_logits)
+
+    def _sequences(self, prompts: Iterable[Iterable[int]], request: Request) -> list[Running]:
+        vocab, longest = self.model.config.vocab_size, self.cache.max_tokens
+        prompts = [check_prompt(prompt, vocab, longest, request.max_new_tokens) for prompt in prompts]
+        return [
+            Running(prompt, torch.Generator().manual_seed(request.seed + i), Stats(prompt_tokens=len(prompt)))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def _decode(self, sequences: list[Running], request: Request) -> Iterator[list[list[int]]]:
+        """Decode all; yields, round by round, the tokens that each sequence of the round has got."""
+        owner = self._owner = object()
+        self.stats = Stats(sequences=0)
         self.step.bind()
-
-        with _timed(stats, "prefill"):
-            logits = self.cache.prefill(self.model, 0, prompt)
-        with _timed(stats, "accept"):
-            no_drafts = torch.empty(1, 0, dtype=torch.int64)
-            _, first = self._accept(logits.view(1, 1, -1), no_drafts, 1, temperature, generator)
-        emitted = [int(first)]
-        stats.seconds["prefill"] += stats.seconds["accept"]
-        stats.seconds["accept"] = 0.0
-        self.draft.reset([*prompt.tolist(), *emitted])
-
-        while True:
-            stats.tokens += len(emitted)
-            yield emitted
-            remaining = max_new_tokens - stats.tokens
-            if emitted[-1] in stop or remaining == 0:
-                return
-            if self._stream is not stream:
+        waiting, running, free = deque(sequences), [], list(range(len(self.cache.cursor.table)))
+        while waiting or running:
+            if self._owner is not owner:
                 raise ValueError(
-                    "stream: decoder must decode one sequence at a time; got a newer stream (use a decoder for each)"
+                    "stream: decoder must decode one call at a time; got a newer call (use a decoder for each)"
                 )
-            pending = emitted[-1]
-            with _timed(stats, "draft"):
-                most = min(self.window, remaining) - 1
-                drafts = self.draft.propose(most)
-            self._check_drafts(drafts, most)
-            accepted, token = self._verify([pending, *drafts], temperature, generator)
-            emitted = [*drafts[: accepted - 1], token]
-            for i, candidate in enumerate(emitted):
-                if candidate in stop:
-                    emitted = emitted[: i + 1]
-                    break
-            stats.drafted += len(drafts)
-            stats.accepted_drafts += accepted - 1
-            with _timed(stats, "draft"):
-                self.draft.extend(emitted)
+            if waiting and free:
+                started = [waiting.popleft() for _ in range(min(len(waiting), len(free)))]
+                for sequence in started:
+                    sequence.slot = free.pop()
+                bursts = self._start(started, request)
+                running += started
+            else:
+                bursts = self._advance(running, request)
+            free += [sequence.slot for sequence in running if sequence.ended]
+            running = [sequence for sequence in running if not sequence.ended]
+            yield bursts
 
-    def _verify(self, window: list[int], temperature: float, generator: torch.Generator) -> tuple[int, int]:
-        """One step over the pending token and its drafts; returns how many of them stay and the token that follows."""
-        stats, cursor, ntokens = self.stats, self.cache.cursor, len(window)
-        tokens = torch.tensor([window], dtype=torch.int64)
-        with _timed(stats, "verify"):
-            cursor.begin(self.slots, torch.tensor([ntokens], dtype=torch.int32))
-            logits = self.step(self.slots, tokens)
-        with _timed(stats, "accept"):
-            accepted, token = self._accept(logits, tokens[:, 1:], ntokens, temperature, generator)
-            cursor.commit(self.slots, accepted)
-        stats.steps += 1
-        return int(accepted), int(token)
+    def _start(self, sequences: list[Running], request: Request) -> list[list[int]]:
+        """The first token of each sequence; those with the same prompt share its prefill."""
+        groups: dict[tuple, list[Running]] = {}
+        for sequence in sequences:
+            groups.setdefault(tuple(sequence.prompt), []).append(sequence)
+        for group in groups.values():
+            before = self.stats.seconds["prefill"]
+            with self.stats.timed("prefill"):
+                self._prefill(group, request)
+            for sequence in group:
+                sequence.stats.seconds["prefill"] = self.stats.seconds["prefill"] - before
+        for sequence in sequences:
+            self.stats.sequences += 1
+            self.stats.prompt_tokens += len(sequence.prompt)
+            self.stats.tokens += 1
+            sequence.shared = dict(self.stats.seconds)
+        return [sequence.tokens[:] for sequence in sequences]
+
+    @torch.inference_mode()
+    def _prefill(self, group: list[Running], request: Request) -> None:
+        count, slots, prompt = len(group), [sequence.slot for sequence in group], group[0].prompt
+        logits = self.cache.prefill(self.model, slots[0], torch.tensor(prompt)).unsqueeze(0)  # [1, vocab]
+        if count > 1:
+            self.cache.slot_copy(int32(slots[:1] * (count - 1)), int32(slots[1:]))
+        drafter = self._drafter(request)
+        drafter.reset(slots, prompt)
+        row = logits.clone() if request.return_logits else None
+        logits = request.sampling.mask_(logits).expand(count, 1, -1)
+        uniforms = None
+        if not request.sampling.greedy:
+            uniforms = padded([each.uniforms(1) for each in group], 1, torch.float64)
+        first = Window(
+            drafts=[[]] * count,
+            slots=int32(slots),
+            ntokens=int32([1] * count),
+            tokens=torch.tensor([prompt[-1:]] * count),
+            draft_probs=None,
+            uniforms=uniforms,
+        )
+        _, tokens = self._accept(logits, first, request)
+        for sequence, token in zip(group, tokens.tolist(), strict=True):
+            sequence.stats.tokens = len(sequence.append([token], request))
+            drafter.extend(sequence.slot, [token])
+            if row is not None:
+                sequence.rows.append(row)
+
+    def _advance(self, running: list[Running], request: Request) -> list[list[int]]:
+        """One step of every running sequence."""
+        with self.stats.timed("draft"):
+            window = self._draft(running, request)
+        with self.stats.timed("verify"):
+            logits = self._verify(window)
+        with self.stats.timed("accept"):
+            rows = logits.clone() if request.return_logits else None  # the next step writes over logits
+            accepted, following = self._accept(self._mask(logits, request), window, request)
+            bursts = self._commit(running, window, accepted, following, request)
+        with self.stats.timed("draft"):
+            drafter = self._drafter(request)
+            for sequence, burst in zip(running, bursts, strict=True):
+                drafter.extend(sequence.slot, burst)
+        for i, sequence in enumerate(running):
+            if rows is not None:
+                sequence.rows.append(rows[i, : len(bursts[i])])
+            if sequence.ended:
+                for part in ("draft", "verify", "accept"):
+                    sequence.stats.seconds[part] = self.stats.seconds[part] - sequence.shared[part]
+        return bursts
+
+    def _draft(self, running: list[Running], request: Request) -> Window:
+        """Ask for as many drafts as a window, and what is still to be emitted, have room for."""
+        most = [min(request.window, request.max_new_tokens - len(each.tokens)) - 1 for each in running]
+        draws = uniforms = None
+        if not request.sampling.greedy:
+            # One to draw each draft by, one to decide it, one for the token that follows.
+            numbers = [each.uniforms(2 * count + 1) for each, count in zip(running, most, strict=True)]
+            uniforms = [each[count:] for each, count in zip(numbers, most, strict=True)]
+            draws = padded([each[:count] for each, count in zip(numbers, most, strict=True)], max(most), torch.float64)
+        drafts, draft_probs = self._drafter(request).propose(
+            [each.slot for each in running], most, request.sampling, draws
+        )
+        for proposed, count in zip(drafts, most, strict=True):
+            check_drafts(proposed, count, self.model.config.vocab_size)
+        return Window.of(running, drafts, draft_probs, uniforms)
+
+    def _verify(self, window: Window) -> Tensor:
+        """(batch, window, vocab) logits of every token; opens the step."""
+        self.cache.cursor.begin(window.slots, window.ntokens)
+        return self.step(window.slots, window.tokens)
 
     @staticmethod
-    def _accept(logits: Tensor, drafts: Tensor, ntokens: int, temperature: float, generator: torch.Generator):
-        count = torch.tensor([ntokens], dtype=torch.int32)
-        if temperature == 0.0:
-            return speculative_accept(logits, drafts, count)
-        uniforms = torch.rand(1, ntokens, generator=generator, dtype=torch.float64)
-        return speculative_accept(logits, drafts, count, None, uniforms, temperature)
+    @torch.inference_mode()
+    def _mask(logits: Tensor, request: Request) -> Tensor:
+        """Top-k and top-p, in place."""
+        return request.sampling.mask_(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
 
-    def _stop_tokens(self, eos_token_id) -> set[int]:
-        if eos_token_id is None:
-            eos_token_id = self.model.generation_config.eos_token_id
-            eos_token_id = self.model.config.eos_token_id if eos_token_id is None else eos_token_id
-        if eos_token_id is None:
-            return set()
-        return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+    @staticmethod
+    def _accept(logits: Tensor, window: Window, request: Request) -> tuple[Tensor, Tensor]:
+        """How many tokens of each window stay, and the token that follows them."""
+        drafts = window.tokens[:, 1:]
+        if request.sampling.greedy:
+            return speculative_accept(logits, drafts, window.ntokens)
+        temperature = request.sampling.temperature
+        return speculative_accept(logits, drafts, window.ntokens, window.draft_probs, window.uniforms, temperature)
 
-    def _check(self, prompt: Tensor, max_new_tokens: int, temperature: float) -> None:
-        if len(prompt) < 1:
-            raise ValueError("generate: prompt must have at least one token; got none")
-        vocab = self.model.config.vocab_size
-        if int(prompt.min()) < 0 or int(prompt.max()) >= vocab:
-            wrong = int(prompt.min()) if int(prompt.min()) < 0 else int(prompt.max())
-            raise ValueError(f"generate: prompt must hold ids from 0 to vocab_size - 1 = {vocab - 1}; got {wrong}")
-        check_int("generate: max_new_tokens", max_new_tokens, 1, self.cache.max_tokens)
-        if len(prompt) + max_new_tokens > self.cache.max_tokens:
-            raise ValueError(
-                f"generate: prompt + max_new_tokens must be at most max_tokens = {self.cache.max_tokens}; "
-                f"got {len(prompt)} + {max_new_tokens}"
-            )
-        if not 0.0 <= temperature < float("inf"):
-            raise ValueError(f"generate: temperature must be 0 (greedy) or positive; got {temperature}")
+    def _commit(
+        self, running: list[Running], window: Window, accepted: Tensor, following: Tensor, request: Request
+    ) -> list[list[int]]:
+        """Close the step; the tokens that each sequence has got."""
+        self.cache.cursor.commit(window.slots, accepted)
+        bursts = []
+        for sequence, drafts, stay, token in zip(
+            running, window.drafts, accepted.tolist(), following.tolist(), strict=True
+        ):
+            burst = sequence.append([*drafts[: stay - 1], token], request)
+            for stats in (sequence.stats, self.stats):
+                stats.steps += 1
+                stats.tokens += len(burst)
+                stats.drafted += len(drafts)
+                stats.accepted_drafts += stay - 1
+            bursts.append(burst)
+        return bursts
 
-    def _check_drafts(self, drafts: list[int], most: int) -> None:
-        """A draft source is anybody's code: refused before the step opens, so that the slot stays usable."""
-        vocab = self.model.config.vocab_size
-        rule = f"generate: drafts must be a list of at most {most} ints from 0 to vocab_size - 1 = {vocab - 1}"
-        if not isinstance(drafts, list):
-            raise TypeError(f"{rule}; got {type(drafts).__name__}")
-        if len(drafts) > most:
-            raise ValueError(f"{rule}; got {len(drafts)}")
-        for token in drafts:
-            if type(token) is not int:
-                raise TypeError(f"{rule}; got one of {type(token).__name__}")
-            if not 0 <= token < vocab:
-                raise ValueError(f"{rule}; got {token} among them")
-
-
-class _timed:
-    """Adds the time of a with-block to one of the statistics' parts."""
-
-    def __init__(self, stats: Stats, part: str):
-        self.stats, self.part = stats, part
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.stats.seconds[self.part] += time.perf_counter() - self.start
+    def _drafter(self, request: Request) -> Drafter:
+        return self.drafter if request.window > 1 else self.no_drafts

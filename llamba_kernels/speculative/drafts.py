@@ -1,20 +1,86 @@
-"""Where drafted tokens come from."""
+"""Where drafted tokens come from: any code that proposes tokens for one sequence, or a model for all of them.
 
-from collections.abc import Sequence
+The decoder talks to a `Drafter`, which drafts for all sequences of a batch at once. `open_drafter` makes one of what a
+user gives: a `Draft`, a function that makes a `Draft` for each sequence, or a `BatchDraft`, such as model_draft.py's.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from torch import Tensor
+
+from .sampling import Sampling
 
 
 class Draft(Protocol):
     """Proposes tokens for one sequence. Proposals are certain: their draft probability is one-hot."""
 
-    def reset(self, context: Sequence[int]) -> None:
-        """Start a sequence whose tokens so far are `context`, the pending token included."""
+    def reset(self, prompt: Sequence[int]) -> None:
+        """Start a sequence with this prompt."""
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Tokens that decoding has just added to the sequence."""
+        """Tokens that decoding has just added to the sequence, at least one before every proposal."""
 
     def propose(self, most: int) -> list[int]:
         """At most `most` token ids that may follow; an empty list is fine. Anything else ends the generation."""
+
+
+class Drafter(Protocol):
+    """Drafts for the slots of a decoder."""
+
+    def reset(self, slots: list[int], prompt: list[int]) -> None:
+        """Each of these slots starts a sequence with this prompt."""
+
+    def extend(self, slot: int, tokens: list[int]) -> None:
+        """As `Draft.extend`."""
+
+    def propose(
+        self, slots: list[int], most: list[int], sampling: Sampling, uniforms: Tensor | None
+    ) -> tuple[list[list[int]], Tensor | None]:
+        """Drafts of each slot, at most `most` of them, and the probabilities that they were drawn with.
+
+        sampling: of the target; a draft that draws its tokens draws them by it, too. uniforms: (slots, max(most))
+        float64 in [0, 1) to draw them by, None if greedy.
+        Returns the drafts, and (slots, at least max(most), vocab) float32, valid until the next call, or None: the
+        drafts are certain.
+        """
+
+
+class BatchDraft(Protocol):
+    """Drafts for a whole batch, with buffers that fit a decoder."""
+
+    def open(self, batch: int, window: int, max_tokens: int) -> Drafter:
+        """For slots 0 to batch - 1, at most window - 1 drafts at once and sequences of up to max_tokens."""
+
+
+class PerSequence:
+    """The Drafter of one Draft for each slot."""
+
+    def __init__(self, drafts: list[Draft]):
+        self.drafts = drafts
+
+    def reset(self, slots, prompt):
+        for slot in slots:
+            self.drafts[slot].reset(prompt)
+
+    def extend(self, slot, tokens):
+        self.drafts[slot].extend(tokens)
+
+    def propose(self, slots, most, sampling, uniforms):
+        return [self.drafts[slot].propose(count) for slot, count in zip(slots, most, strict=True)], None
+
+
+class NoDraft:
+    """Proposes nothing: plain decoding."""
+
+    def reset(self, prompt: Sequence[int]) -> None:
+        pass
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        pass
+
+    def propose(self, most: int) -> list[int]:
+        return []
 
 
 class PromptLookup:
@@ -29,10 +95,10 @@ class PromptLookup:
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self.reset([])
 
-    def reset(self, context: Sequence[int]) -> None:
+    def reset(self, prompt: Sequence[int]) -> None:
         self.tokens: list[int] = []
         self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> index just after it, its last occurrence but the final
-        self.extend(context)
+        self.extend(prompt)
 
     def extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -50,3 +116,22 @@ class PromptLookup:
                 if found is not None:
                     return self.tokens[found : found + most]
         return []
+
+
+def open_drafter(draft: Draft | Callable[[], Draft] | BatchDraft, batch: int, window: int, max_tokens: int) -> Drafter:
+    """The Drafter of a decoder with these buffers; refused if `draft` is none of what the decoder's docstring names."""
+    if hasattr(draft, "open"):
+        return draft.open(batch, window, max_tokens)
+    if isinstance(draft, type) or not hasattr(draft, "propose"):
+        if not callable(draft):
+            raise TypeError(
+                "SpeculativeDecoder: draft must be a Draft, a function that makes one, or a ModelDraft; "
+                f"got {type(draft).__name__}"
+            )
+        return PerSequence([draft() for _ in range(batch)])
+    if batch > 1:
+        raise ValueError(
+            "SpeculativeDecoder: draft must be a ModelDraft, or a function that makes a Draft for each sequence (such "
+            f"as the class PromptLookup), when batch is above 1; got one {type(draft).__name__} and batch = {batch}"
+        )
+    return PerSequence([draft])

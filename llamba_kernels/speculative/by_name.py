@@ -1,0 +1,40 @@
+"""Drafts as the command line names them, and whether two tokenizers mean the same by their ids."""
+
+from transformers import PreTrainedTokenizerBase
+
+from ..models import LlambaForCausalLM, load_model, load_tokenizer
+from .drafts import NoDraft, PromptLookup
+from .model_draft import ModelDraft, first_layers
+
+
+def draft_by_name(name: str, target: LlambaForCausalLM, tokenizer: PreTrainedTokenizerBase, target_name: str):
+    """What SpeculativeDecoder takes as `draft`, for any batch.
+
+    Args:
+        name: lookup, none, first:N (the target's own first N layers), or a model's folder or hub id.
+        tokenizer, target_name: of the target; a draft model's own tokenizer must agree with it.
+    Raises: ValueError.
+    """
+    if name == "lookup":
+        return PromptLookup
+    if name == "none":
+        return NoDraft
+    if name.startswith("first:"):
+        count = name.removeprefix("first:")
+        if not count.isdecimal():
+            raise ValueError(f"draft: first:N must have a number of layers as N; got {name}")
+        return ModelDraft(first_layers(target, int(count)))
+    difference = first_difference(tokenizer, load_tokenizer(name))
+    if difference is not None:
+        raise ValueError(f"draft: {name} must have the tokenizer of {target_name}; got one where {difference}")
+    return ModelDraft(load_model(name, target.dtype))
+
+
+def first_difference(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> str | None:
+    """The lowest id that the two give to different tokens, as a clause; None if there is none."""
+    ours, theirs = ({i: token for token, i in each.get_vocab().items()} for each in (target, draft))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            token, other = (repr(vocabulary[i]) if i in vocabulary else "none" for vocabulary in (ours, theirs))
+            return f"id {i} is {other} instead of {token}"
+    return None
