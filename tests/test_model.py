@@ -4,46 +4,12 @@ import json
 
 import pytest
 import torch
+from llamas import HYBRID, LLAMAS, SIZES
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llamba_kernels  # noqa: F401  (registers the model with transformers)
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,  # logits large enough that a relative error means something
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 1000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-# One Llama that has everything, then one factor changed per row.
-LLAMAS = {
-    "base": {},
-    "tied": {"tie_word_embeddings": True},
-    "no key/value sharing": {"num_key_value_heads": 6},
-    "head_dim not hidden/heads": {"head_dim": 12},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "llama3 rope scaling": {"rope_parameters": LLAMA3_ROPE},
-    "yarn rope scaling": {"rope_parameters": YARN_ROPE},
-    "linear rope scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}},
-}
-
-
-# The state is wider than the heads, so that exchanging the two shows.
-HYBRID = {**SIZES, "layers": ["mamba2", "attention", "mamba2"], "mamba_d_state": 16}
 
 
 @pytest.fixture
