@@ -115,7 +115,7 @@ def assert_bf16_parity(model, sequences, expected_logits, yardstick_logits):
         rows_of["yardstick"] = yardstick_logits(tokens, prompt), torch.arange(len(tokens))
         for name, (logits, rows) in rows_of.items():
             found.setdefault(name, []).append(errors(logits, expected[rows]))
-    pooled = {name: _pooled(torch.stack(each)) for name, each in found.items()}
+    pooled = {name: _pooled(torch.stack(each)).tolist() for name, each in found.items()}
     for way in WAYS:
         for kind, ours, theirs in zip(("largest", "rms"), pooled[way.__name__], pooled["yardstick"], strict=True):
             assert ours <= 2 * theirs, f"{way.__name__}: {kind} error {ours:.3g}; the yardstick's is {theirs:.3g}"
