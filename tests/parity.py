@@ -55,13 +55,17 @@ class Decoding:
         self.rolled_back += count
 
 
-def by_step(model, tokens, prompt):
-    """(logits, their rows): the prompt by our full forward, its last token by the prefill, the others one a step."""
+def prefill(model, tokens, prompt):
+    """(logits, their rows): the prompt, by our full forward."""
     with torch.inference_mode():
-        whole = model(tokens[None, :prompt]).logits[0, :-1]
+        return model(tokens[None, :prompt]).logits[0], torch.arange(prompt)
+
+
+def by_step(model, tokens, prompt):
+    """(logits, their rows): the prompt's last token as the cache's prefill gives it, then one token a step."""
     decoding = Decoding(model, tokens, prompt)
     steps = [decoding.verify(1) for _ in tokens[prompt:]]
-    return torch.cat([whole, decoding.last_of_prompt[None], *steps]), torch.arange(len(tokens))
+    return torch.cat([decoding.last_of_prompt[None], *steps]), torch.arange(prompt - 1, len(tokens))
 
 
 def after_rollbacks(model, tokens, prompt):
@@ -84,7 +88,7 @@ def after_rollbacks(model, tokens, prompt):
     return torch.cat(logits), torch.cat(rows)
 
 
-WAYS = by_step, after_rollbacks
+WAYS = prefill, by_step, after_rollbacks
 
 
 def errors(logits, expected):
@@ -107,21 +111,21 @@ def assert_fp32_parity(model, sequences, expected_logits):
 
 
 def assert_bf16_parity(model, sequences, expected_logits, yardstick_logits):
-    """Both errors, over all sequences, at most twice the yardstick's. Returns [way or yardstick] -> the two errors."""
-    found = {}
+    """Both errors, over all sequences, at most twice the yardstick's on the same rows. Returns way -> ours, theirs."""
+    found = {way.__name__: [] for way in WAYS}
     for tokens, prompt in sequences:
-        expected = expected_logits(tokens, prompt)
-        rows_of = {way.__name__: way(model, tokens, prompt) for way in WAYS}
-        rows_of["yardstick"] = yardstick_logits(tokens, prompt), torch.arange(len(tokens))
-        for name, (logits, rows) in rows_of.items():
-            found.setdefault(name, []).append(errors(logits, expected[rows]))
+        expected, yardstick = expected_logits(tokens, prompt), yardstick_logits(tokens, prompt)
+        for way in WAYS:
+            logits, rows = way(model, tokens, prompt)
+            theirs = errors(yardstick[rows], expected[rows])
+            found[way.__name__].append(torch.stack([errors(logits, expected[rows]), theirs]))
     pooled = {name: _pooled(torch.stack(each)).tolist() for name, each in found.items()}
-    for way in WAYS:
-        for kind, ours, theirs in zip(("largest", "rms"), pooled[way.__name__], pooled["yardstick"], strict=True):
-            assert ours <= 2 * theirs, f"{way.__name__}: {kind} error {ours:.3g}; the yardstick's is {theirs:.3g}"
+    for name, (ours, theirs) in pooled.items():
+        for kind, our, their in zip(("largest", "rms"), ours, theirs, strict=True):
+            assert our <= 2 * their, f"{name}: {kind} error {our:.3g}; the yardstick's is {their:.3g}"
     return pooled
 
 
 def _pooled(each):
-    """(sequences, 2) -> (2): the largest of the largest errors, whose luck differs by sequence, and one rms of all."""
-    return torch.stack([each[:, 0].max(), each[:, 1].square().mean().sqrt()])
+    """(sequences, 2, 2) -> (2, 2): the largest of the largest errors, whose luck differs, and one rms of all."""
+    return torch.stack([each[..., 0].amax(0), each[..., 1].square().mean(0).sqrt()], dim=-1)

@@ -78,6 +78,13 @@ def test_what_is_no_path(wrong, kind, got):
         assert str(error.value) == f"{load.__name__}: path_or_id {got}"
 
 
+def test_a_hub_id_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for load, needed in ((load_model, "config.json"), (load_tokenizer, "a tokenizer")):
+        sentence = refusal("nobody/nothing", load)
+        assert sentence.startswith(f"{load.__name__}: path_or_id must hold {needed}; got nobody/nothing: ")
+
+
 def test_a_file_is_no_folder(saved):
     path = saved / "hybrid" / WEIGHTS
     assert refusal(path) == f"load_model: path_or_id must be a folder or a hub id owner/name; got {path}"

@@ -92,7 +92,7 @@ def test_teacher_logits_match_transformers(run_dir, sequences):
         lambda tokens, _: exact(tokens[None]).logits[0].detach(),
         lambda tokens, prompt: theirs_by_step(theirs, tokens, prompt),
     )
-    print(f"SmolLM2, bf16, largest and rms error: {found}; the yardstick is transformers")
+    print(f"SmolLM2, bf16, [largest, rms] error, ours and transformers': {found}")
 
 
 def test_hybrid_logits_match_the_reference(run_dir, sequences):
@@ -110,7 +110,7 @@ def test_hybrid_logits_match_the_reference(run_dir, sequences):
         lambda tokens, _: exact_logits(model, tokens),
         lambda tokens, _: exact_logits(model, tokens, stored_dtype=torch.bfloat16),
     )
-    print(f"hybrid, bf16, largest and rms error: {found}; the yardstick is the reference rounded to bf16")
+    print(f"hybrid, bf16, [largest, rms] error, ours and the rounded reference's: {found}")
 
 
 def test_the_hybrid_loads_with_plain_transformers(run_dir):

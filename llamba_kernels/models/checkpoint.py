@@ -21,20 +21,22 @@ def line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def find(source: str, name: str) -> Path | None:
-    """A file of a folder or of a hub id, there by way of the cache; None: there is none."""
+def find(source: str, name: str, required: bool = False) -> Path | None:
+    """A file of a folder or of a hub id, there by way of the cache. None: there is none, required or not, in a folder;
+    under a hub id that and being offline look alike, so what is required is asked for in earnest.
+    """
     if Path(source).is_dir():
         return Path(source, name) if Path(source, name).is_file() else None
     try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=required)
     except OSError as error:
-        raise ValueError(f"load_model: path_or_id must be a folder or a reachable hub id; got {line(error)}") from error
+        raise ValueError(f"load_model: path_or_id must hold {name}; got {source}: {line(error)}") from error
     return None if found is None else Path(found)
 
 
-def read_settings(source: str, name: str) -> dict | None:
-    """A JSON file that must hold an object; None: it is not there."""
-    path = find(source, name)
+def read_settings(source: str, name: str, required: bool = False) -> dict | None:
+    """A JSON file that must hold an object; None as for `find`."""
+    path = find(source, name, required)
     if path is None:
         return None
     try:

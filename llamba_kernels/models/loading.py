@@ -31,6 +31,8 @@ def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> Ll
             model, info = LlambaForCausalLM.from_pretrained(
                 source, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
             )
+        except MemoryError:
+            raise
         except Exception as error:  # whatever its parsers raise: OSError, KeyError, UnpicklingError, ...
             raise ValueError(
                 f"load_model: path_or_id must hold readable weights; got {source}: {line(error)}"
@@ -70,7 +72,7 @@ def model_source(caller: str, path_or_id: str | Path) -> str:
 
 
 def _config(source: str) -> LlambaConfig:
-    settings = read_settings(source, "config.json")
+    settings = read_settings(source, "config.json", required=True)
     if settings is None:
         raise ValueError(f"load_model: path_or_id must hold a model's config.json; got {source}, which has none")
     kind = settings.get("model_type")
