@@ -151,6 +151,9 @@ class LlambaConfig(PreTrainedConfig):
             value = rope.get(name)
             positive = _is_of(value, float) and 0 < value < math.inf
             self._require(positive, "rope_parameters", f"have a positive {name}")
+        if rope["rope_type"] == "llama3":
+            rises = rope["low_freq_factor"] < rope["high_freq_factor"]
+            self._require(rises, "rope_parameters", "have a low_freq_factor below its high_freq_factor")
 
     def _check(self):
         require = self._require
@@ -174,20 +177,13 @@ class LlambaConfig(PreTrainedConfig):
         require(not self.mamba_layers or self.mamba_d_state in STATE_SIZES, "mamba_d_state", STATE_RULE)
         require(2 <= self.mamba_d_conv <= 4, "mamba_d_conv", "be 2, 3 or 4")
         for field in ("mamba_x_heads", "mamba_B_heads", "mamba_C_heads"):
-            heads = getattr(self, field)
-            require(
-                heads > 0 and self.mamba_num_heads % heads == 0,
-                field,
-                f"divide mamba_num_heads, {self.mamba_num_heads}",
-            )
-        group = self.mamba_norm_group_size
-        require(
-            group > 0 and self.mamba_d_inner % group == 0,
-            "mamba_norm_group_size",
-            f"divide d_inner, {self.mamba_d_inner}",
-        )
+            divides = self.mamba_num_heads % getattr(self, field) == 0
+            require(divides, field, f"divide mamba_num_heads, {self.mamba_num_heads}")
+        divides = self.mamba_d_inner % self.mamba_norm_group_size == 0
+        require(divides, "mamba_norm_group_size", f"divide d_inner, {self.mamba_d_inner}")
 
 
+# The fields above and their types.
 _FIELD_TYPES = inspect.get_annotations(LlambaConfig)
 _LIMITS = {"vocab_size": 2**31 - 1, "max_position_embeddings": 2**31 - 1, "num_hidden_layers": 4096}
 _SIZES = {
