@@ -43,7 +43,7 @@ class Decoding:
         """A step over the next `right` tokens and wrong drafts after them: the former stay. Their logits."""
         window = torch.cat([self.tokens[self.position : self.position + right], torch.tensor(wrong).long()])
         self.cursor.begin(self.slot, torch.tensor([len(window)], dtype=torch.int32))
-        logits = self.step(self.slot, window[None])[0, :right]
+        logits = self.step(self.slot, window[None])[0, :right].clone()
         self.cursor.commit(self.slot, torch.tensor([right], dtype=torch.int32))
         self.position += right
         self.rejected += len(wrong)

@@ -57,13 +57,25 @@ def test_a_step_wider_than_the_session(model, sequence):
 def test_fewer_tokens_than_the_open_step(model, sequence):
     """The step stays open, and goes on once all of its tokens are there; columns beyond it mean nothing."""
     prompt, tokens = sequence
-    expected = decode(filled(model, prompt), 0, tokens[:4], 4)
-    for columns in (4, 6):
+    expected = decode(filled(model, prompt), 0, tokens[:3], 3)
+    for columns in (3, 4):
         step = filled(model, prompt)
-        step.cache.cursor.begin(int32(0), int32(4))
-        sentence = "step: slot 0 must have an open step of 1 to 3 tokens; got 4"
-        refused_without_trace(step, sentence, step, int32(0), tokens[None, :3])
-        assert_bitwise(step(int32(0), tokens[None, :columns])[0, :4], expected)
+        step.cache.cursor.begin(int32(0), int32(3))
+        sentence = "step: slot 0 must have an open step of 1 to 2 tokens; got 3"
+        refused_without_trace(step, sentence, step, int32(0), tokens[None, :2])
+        assert_bitwise(step(int32(0), tokens[None, :columns])[0, :3], expected)
+
+
+@pytest.mark.cpu_only
+def test_more_columns_or_sequences_than_the_session_has(model, sequence):
+    prompt, tokens = sequence
+    step = filled(model, prompt)
+    step.cache.cursor.begin(int32(0), int32(4))
+    rule = "step: tokens must be (1, 1) to (nslots, max_window) = (1, 4); got "
+    refused_without_trace(step, rule + "(1, 5)", step, int32(0), tokens[None, :5])
+    refused_without_trace(step, rule + "(2, 3)", step, int32(0, -1), tokens[:6].view(2, 3))
+    refused_without_trace(step, rule + "(0, 3)", step, int32(), tokens[:0].view(0, 3))
+    assert_bitwise(step(int32(0), tokens[None, :4])[0], decode(filled(model, prompt), 0, tokens[:4], 4))
 
 
 @pytest.mark.cpu_only
