@@ -142,7 +142,7 @@ class DecodeCache:
         check_dtype("DecodeCache: dtype", dtype)
         check_dtype("DecodeCache: checkpoint_dtype", checkpoint_dtype)
         if session is None:
-            fold_every = fold_every_for(config, Session.max_window, nslots, checkpoint_dtype)
+            fold_every = fold_every_for(config, checkpoint_dtype)
             session = Session(fold_every=fold_every, width=config.mamba_d_conv)
         if session.width != config.mamba_d_conv:
             raise ValueError(
@@ -236,11 +236,15 @@ class DecodeCache:
             raise ValueError(f"{op}: slot must be 0 to {nslots - 1}; got {slot}")
 
 
-def fold_every_for(config: LlambaConfig, max_window: int, nslots: int, checkpoint_dtype: torch.dtype) -> int:
-    """The W that `choose_fold_every` gives for a model's Mamba-2 layers."""
+def fold_every_for(config: LlambaConfig, checkpoint_dtype: torch.dtype = torch.float32) -> int:
+    """The W that `choose_fold_every` gives for a model's Mamba-2 layers: one sequence, steps of up to 8 tokens.
+
+    It does not ask for the session's own window and slots: W decides where a prefill hands over, and with that the bits
+    of all that follows, which are to be the same in every window and batch.
+    """
     state = config.mamba_num_heads * config.mamba_head_dim * config.mamba_d_state * checkpoint_dtype.itemsize
-    nbytes = config.layers.count("mamba2") * nslots * state
-    return choose_fold_every("cpu", "mamba2", checkpoint_dtype, nbytes, max_window)
+    nbytes = config.layers.count("mamba2") * state
+    return choose_fold_every("cpu", "mamba2", checkpoint_dtype, nbytes, Session.max_window)
 
 
 class _Handover:

@@ -283,7 +283,8 @@ def _load(model: str, dtype: str):
 
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
-    return load_model(model, getattr(torch, dtype)), load_tokenizer(model)
+    loaded = load_model(model, getattr(torch, dtype))
+    return loaded, load_tokenizer(model, loaded)
 
 
 def _load_with_draft(name: str, dtype: str, draft: str):

@@ -1,49 +1,13 @@
-"""The hybrid model: equal to transformers' Llama where it is one, padding, loss, hand-over, loading and its errors."""
-
-import json
+"""The hybrid model: equal to transformers' Llama where it is one, padding, loss, hand-over, its configuration."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from llamas import HYBRID, LLAMAS, SIZES
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llamba_kernels  # noqa: F401  (registers the model with transformers)
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,  # logits large enough that a relative error means something
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 1000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-# One Llama that has everything, then one factor changed per row.
-LLAMAS = {
-    "base": {},
-    "tied": {"tie_word_embeddings": True},
-    "no key/value sharing": {"num_key_value_heads": 6},
-    "head_dim not hidden/heads": {"head_dim": 12},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "llama3 rope scaling": {"rope_parameters": LLAMA3_ROPE},
-    "yarn rope scaling": {"rope_parameters": YARN_ROPE},
-    "linear rope scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}},
-}
-
-
-# The state is wider than the heads, so that exchanging the two shows.
-HYBRID = {**SIZES, "layers": ["mamba2", "attention", "mamba2"], "mamba_d_state": 16}
+from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model
 
 
 @pytest.fixture
@@ -252,63 +216,3 @@ def test_from_llama_derives_the_mixers_from_the_attention():
     assert (config.mamba_x_heads, config.mamba_B_heads, config.mamba_C_heads) == (2, 2, 6)
     with pytest.raises(ValueError, match="mamba_layers must be in 0..2; got 3"):
         LlambaConfig.from_llama(LlamaConfig(**SIZES), mamba_layers=[3])
-
-
-@pytest.fixture
-def folder(hybrid, tmp_path):
-    hybrid.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def fails(folder, message):
-    with pytest.raises(ValueError) as error:
-        load_model(folder)
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_load_errors_are_one_sentence(folder):
-    fails(folder / "absent", f"path_or_id must be a folder or a hub id owner/name; got {folder / 'absent'}")
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    tensors, settings = load_file(weights), json.loads(config.read_text())
-
-    save_file({**tensors, "model.norm.weight": torch.ones(5)}, weights, metadata={"format": "pt"})
-    fails(folder, f"model.norm.weight must have shape (48,) as config.json says; got (5,) in {folder}")
-
-    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": torch.ones(48)}, weights, metadata={"format": "pt"})
-    fails(folder, f"{folder} must hold only parameters that config.json has a place for; got model.layers.1.self_attn.")
-
-    kept = {name: t for name, t in tensors.items() if name not in ("model.norm.weight", "lm_head.weight")}
-    save_file(kept, weights, metadata={"format": "pt"})
-    fails(folder, f"{folder} must hold every parameter; got no lm_head.weight and 1 others")
-
-    weights.write_bytes(weights.read_bytes()[:1000])
-    fails(folder, f"path_or_id must hold readable weights; got {folder}: ")
-
-    weights.unlink()
-    fails(folder, f"path_or_id must hold readable weights; got {folder}: ")
-
-    config.write_text(json.dumps({**settings, "mamba_d_conv": 9}))
-    fails(folder, "LlambaConfig: mamba_d_conv must be 2, 3 or 4; got 9")
-
-    config.write_text(json.dumps({"model_type": "gpt2"}))
-    fails(folder, "path_or_id must hold a model of type llama or llamba_hybrid; got gpt2")
-
-    config.unlink()
-    fails(folder, f"path_or_id must hold a model's config.json; got {folder}: ")
-
-
-def test_what_older_llamas_store_twice_is_let_through(tmp_path):
-    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    tensors, expected = load_file(weights), load_model(tmp_path)(tokens(1, 9)).logits
-    twice = {
-        "lm_head.weight": tensors["model.embed_tokens.weight"].clone(),
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
-    }
-    save_file({**tensors, **twice}, weights, metadata={"format": "pt"})
-    assert torch.equal(load_model(tmp_path)(tokens(1, 9)).logits, expected)
-
-
-def test_a_folder_without_tokenizer_is_one_sentence(folder):
-    with pytest.raises(ValueError, match="load_tokenizer: path_or_id must hold a tokenizer; got "):
-        load_tokenizer(folder)

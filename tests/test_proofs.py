@@ -3,6 +3,7 @@
 They use the quickstart run in LLAMBA_RUN (default runs/quickstart) and make it first if it is not there.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import STEPS, assert_bf16_parity, assert_fp32_parity, exact_logits, theirs_by_step
 from transformers import AutoModelForCausalLM
 
 from llamba_kernels import SpeculativeDecoder, load_model, load_tokenizer
@@ -66,22 +68,49 @@ def test_greedy_speculation_equals_plain_decoding(run_dir, name):
     assert drafts > 1000, "hardly a draft was rejected: the comparison would prove little"
 
 
-def test_teacher_logits_match_transformers(run_dir):
-    """fp32, 1e-4 relative, full sequences and 40 cached steps after a prompt."""
-    ours, theirs = load_model(run_dir / "teacher"), AutoModelForCausalLM.from_pretrained(run_dir / "teacher")
-    prompt = held_out_prompts(load_tokenizer(run_dir / "teacher"), None, 1, length=128)[0]
-    with torch.inference_mode():
-        expected = theirs(torch.tensor([prompt])).logits[0]
-        scale = expected.abs().max()
-        assert (ours(torch.tensor([prompt])).logits[0] - expected).abs().max() <= 1e-4 * scale
-        decoder = SpeculativeDecoder(ours, window=1, max_tokens=128)
-        decoder.cache.prefill(ours, 0, torch.tensor(prompt[:88]))
-        slot, one = torch.zeros(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
-        for i in range(88, 128):
-            decoder.cache.cursor.begin(slot, one)
-            logits = decoder.step(slot, torch.tensor([[prompt[i]]]))[0, 0]
-            decoder.cache.cursor.commit(slot, one)
-            assert (logits - expected[i]).abs().max() <= 1e-4 * scale
+@pytest.fixture(scope="module")
+def sequences(run_dir):
+    """(tokens, prompt): 88 tokens to prefill, then as many as the parity tests decode, of three held-out files."""
+    prompts = held_out_prompts(load_tokenizer(run_dir / "teacher"), None, 3, length=88 + STEPS)
+    assert len({tuple(prompt) for prompt in prompts}) == 3
+    return [(torch.tensor(prompt), 88) for prompt in prompts]
+
+
+def test_teacher_logits_match_transformers(run_dir, sequences):
+    """fp32 within 1e-4 of the largest logit; bf16: both errors against fp64 at most twice transformers' own.
+
+    By prefill, over 40 cached steps, and with windows, rejected drafts and rollbacks; transformers with its KV cache.
+    """
+    ours, theirs = load_model(run_dir / "teacher"), AutoModelForCausalLM.from_pretrained(run_dir / "teacher").eval()
+    relative = assert_fp32_parity(ours, sequences, lambda tokens, prompt: theirs_by_step(theirs, tokens, prompt))
+    print(f"SmolLM2, fp32: {relative:.2g} of the largest logit")
+    ours, theirs = ours.bfloat16(), theirs.bfloat16()
+    exact = copy.deepcopy(theirs).double()
+    found = assert_bf16_parity(
+        ours,
+        sequences,
+        lambda tokens, _: exact(tokens[None]).logits[0].detach(),
+        lambda tokens, prompt: theirs_by_step(theirs, tokens, prompt),
+    )
+    print(f"SmolLM2, bf16, [largest, rms] error, ours and transformers': {found}")
+
+
+def test_hybrid_logits_match_the_reference(run_dir, sequences):
+    """As above, against the slow reference in fp64; in bf16 the yardstick is that reference, rounded to bf16."""
+    model = load_model(run_dir / "hybrid")
+    # Beyond a chunk of the scan, and two shorter: the reference takes a sixth of a second per token.
+    lengths = zip((88, 24, 5), sequences, strict=True)
+    sequences = [(tokens[: prompt + STEPS], prompt) for prompt, (tokens, _) in lengths]
+    relative = assert_fp32_parity(model, sequences, lambda tokens, _: exact_logits(model, tokens))
+    print(f"hybrid, fp32: {relative:.2g} of the largest logit")
+    model = model.bfloat16()
+    found = assert_bf16_parity(
+        model,
+        sequences,
+        lambda tokens, _: exact_logits(model, tokens),
+        lambda tokens, _: exact_logits(model, tokens, stored_dtype=torch.bfloat16),
+    )
+    print(f"hybrid, bf16, [largest, rms] error, ours and the rounded reference's: {found}")
 
 
 def test_the_hybrid_loads_with_plain_transformers(run_dir):

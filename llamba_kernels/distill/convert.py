@@ -48,7 +48,8 @@ def convert(
 ) -> Conversion:
     """Write the hybrid of the model in `teacher_dir` whose `layers` are calibrated Mamba-2 mixers to `out_dir`."""
     check_absent("convert", out_dir)
-    teacher, tokenizer = load_model(teacher_dir), load_tokenizer(teacher_dir)
+    teacher = load_model(teacher_dir)
+    tokenizer = load_tokenizer(teacher_dir, teacher)
     windows = token_windows(tokenizer, read_text(data).train, window, max(1, tokens // window), f"convert {seed}")
     student, conversion = convert_model(teacher, layers, windows, seed)
     with new_folder(out_dir) as staging:

@@ -37,7 +37,8 @@ def evaluate(
     Args:
         deleted: layers whose token mixer is left out: the control that a converted model has to beat.
     """
-    model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
+    model = load_model(model_dir)
+    tokenizer = load_tokenizer(model_dir, model)
     windows = token_windows(tokenizer, read_text(data).held_out, window, max(1, tokens // window))
     return evaluate_windows(model, tokenizer, windows, deleted)
 

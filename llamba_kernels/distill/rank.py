@@ -38,7 +38,8 @@ def rank_layers(
     seed: int = 0,
 ) -> Ranking:
     """Rank the attention layers of a model folder by deletion on the training part of `data`; forward passes only."""
-    teacher, tokenizer = load_model(teacher_dir), load_tokenizer(teacher_dir)
+    teacher = load_model(teacher_dir)
+    tokenizer = load_tokenizer(teacher_dir, teacher)
     windows = token_windows(tokenizer, read_text(data).train, window, max(1, tokens // window), f"rank-layers {seed}")
     return rank_model(teacher, windows)
 

@@ -32,7 +32,8 @@ def run_stage(
     out_dir = Path(out_dir)
     check_absent(command, out_dir)
     recipe.check(command)
-    student, teacher, tokenizer = load_model(student_dir), load_model(teacher_dir), load_tokenizer(student_dir)
+    student, teacher = load_model(student_dir), load_model(teacher_dir)
+    tokenizer = load_tokenizer(student_dir, student)
     check_pair(command, student, teacher)
     count = recipe.steps * recipe.batch
     windows = token_windows(tokenizer, read_text(data).train, recipe.window, count, f"{command} {recipe.seed}")

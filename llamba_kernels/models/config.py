@@ -1,12 +1,24 @@
 """Configuration of a Llama in which some attention layers are Mamba-2 mixers."""
 
+import inspect
+import math
+import typing
 from collections.abc import Iterable
+from types import NoneType, UnionType
 
 from transformers import LlamaConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 LAYER_KINDS = ("attention", "mamba2")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those whose frequencies do not depend on the sequence length
+# The scalings whose frequencies do not depend on the sequence length, and what each needs besides rope_theta.
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+}
 STATE_SIZES = range(16, 257, 16)
+LARGEST = 2**18  # of a size without a limit of its own: far above any model, and refused before memory is asked for
 STATE_RULE = "be a multiple of 16 up to 256, the state sizes that decoding runs"
 
 # What a Llama checkpoint's configuration and ours have in common.
@@ -81,6 +93,8 @@ class LlambaConfig(PreTrainedConfig):
     mamba_chunk_size: int = 64
 
     def __post_init__(self, **kwargs):
+        check_fields({field: getattr(self, field) for field in _FIELD_TYPES})  # before anything is computed from them
+
         def default(name, value):
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -124,13 +138,25 @@ class LlambaConfig(PreTrainedConfig):
         """Channels of x, B and C together: what the convolution sees and what decoding keeps of a token."""
         return self.mamba_x_heads * self.mamba_head_dim + (self.mamba_B_heads + self.mamba_C_heads) * self.mamba_d_state
 
-    def _check(self):
-        def require(ok: bool, field: str, rule: str):
-            if not ok:
-                raise ValueError(f"LlambaConfig: {field} must {rule}; got {getattr(self, field)}")
+    def _require(self, ok: bool, field: str, rule: str):
+        if not ok:
+            raise ValueError(f"LlambaConfig: {field} must {rule}; got {getattr(self, field)!r}")
 
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
-            require(getattr(self, field) > 0, field, "be positive")
+    def _check_rope(self):
+        rope = self.rope_parameters
+        self._require(
+            rope.get("rope_type") in ROPE_TYPES, "rope_parameters", f"have a rope_type in {tuple(ROPE_TYPES)}"
+        )
+        for name in ("rope_theta", *ROPE_TYPES[rope["rope_type"]]):
+            value = rope.get(name)
+            positive = _is_of(value, float) and 0 < value < math.inf
+            self._require(positive, "rope_parameters", f"have a positive {name}")
+        if rope["rope_type"] == "llama3":
+            rises = rope["low_freq_factor"] < rope["high_freq_factor"]
+            self._require(rises, "rope_parameters", "have a low_freq_factor below its high_freq_factor")
+
+    def _check(self):
+        require = self._require
         require(len(self.layers) == self.num_hidden_layers, "layers", f"name {self.num_hidden_layers} layers")
         require(all(kind in LAYER_KINDS for kind in self.layers), "layers", f"hold only {' or '.join(LAYER_KINDS)}")
         require(
@@ -139,23 +165,60 @@ class LlambaConfig(PreTrainedConfig):
             f"divide num_attention_heads, {self.num_attention_heads}",
         )
         require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "be even and positive")
-        require(
-            self.rope_parameters.get("rope_type") in ROPE_TYPES, "rope_parameters", f"have a rope_type in {ROPE_TYPES}"
-        )
-        for field in ("mamba_num_heads", "mamba_head_dim", "mamba_d_state", "mamba_d_conv", "mamba_chunk_size"):
-            require(getattr(self, field) > 0, field, "be positive")
+        self._check_rope()
+        require(self.hidden_act in ACT2FN, "hidden_act", "be an activation that transformers has")
+        require(0 < self.rms_norm_eps < math.inf, "rms_norm_eps", "be positive and finite")
+        if self.pad_token_id is not None:  # below 0 it counts from the end
+            require(
+                -self.vocab_size <= self.pad_token_id < self.vocab_size,
+                "pad_token_id",
+                f"be below vocab_size, {self.vocab_size}",
+            )
         require(not self.mamba_layers or self.mamba_d_state in STATE_SIZES, "mamba_d_state", STATE_RULE)
         require(2 <= self.mamba_d_conv <= 4, "mamba_d_conv", "be 2, 3 or 4")
         for field in ("mamba_x_heads", "mamba_B_heads", "mamba_C_heads"):
-            heads = getattr(self, field)
-            require(
-                heads > 0 and self.mamba_num_heads % heads == 0,
-                field,
-                f"divide mamba_num_heads, {self.mamba_num_heads}",
-            )
-        group = self.mamba_norm_group_size
-        require(
-            group > 0 and self.mamba_d_inner % group == 0,
-            "mamba_norm_group_size",
-            f"divide d_inner, {self.mamba_d_inner}",
-        )
+            divides = self.mamba_num_heads % getattr(self, field) == 0
+            require(divides, field, f"divide mamba_num_heads, {self.mamba_num_heads}")
+        divides = self.mamba_d_inner % self.mamba_norm_group_size == 0
+        require(divides, "mamba_norm_group_size", f"divide d_inner, {self.mamba_d_inner}")
+
+
+# The fields above and their types.
+_FIELD_TYPES = inspect.get_annotations(LlambaConfig)
+_LIMITS = {"vocab_size": 2**31 - 1, "max_position_embeddings": 2**31 - 1, "num_hidden_layers": 4096}
+_SIZES = {
+    name: _LIMITS.get(name, LARGEST)
+    for name, hint in _FIELD_TYPES.items()
+    if hint in (int, int | None) and not name.endswith("_token_id")
+}
+_WORDS = {int: "an int", float: "a number", bool: "true or false", str: "a string", dict: "an object", NoneType: "null"}
+
+
+def check_fields(settings: dict) -> None:
+    """Each field in `settings`, such as config.json holds, by itself: TypeError or, for a size, ValueError."""
+    for field, hint in _FIELD_TYPES.items():
+        value = settings.get(field)
+        if field in settings and not _is_of(value, hint):
+            raise TypeError(f"LlambaConfig: {field} must be {_words(hint)}; got {value!r}")
+        if field in _SIZES and value is not None and value <= 0:
+            raise ValueError(f"LlambaConfig: {field} must be positive; got {value}")
+        if field in _SIZES and value is not None and value > _SIZES[field]:
+            raise ValueError(f"LlambaConfig: {field} must be at most {_SIZES[field]}; got {value}")
+
+
+def _is_of(value, hint) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_is_of(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return isinstance(value, (list, tuple)) and all(_is_of(each, *typing.get_args(hint)) for each in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _words(hint) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_words, typing.get_args(hint)))
+    if typing.get_origin(hint) is list:
+        return f"a list of {_words(*typing.get_args(hint)).removeprefix('an ').removeprefix('a ')}s"
+    return _WORDS[hint]

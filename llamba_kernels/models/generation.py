@@ -136,9 +136,8 @@ class GenerationCache:
 
     def _build(self, nslots: int, max_tokens: int, max_window: int, max_rollback: int) -> None:
         config = self.model.config
-        fold_every = fold_every_for(config, max_window, nslots, torch.float32)
         self._nslots = nslots
-        self._session = Session(max_window, fold_every, max_rollback, config.mamba_d_conv)
+        self._session = Session(max_window, fold_every_for(config), max_rollback, config.mamba_d_conv)
         self._cache = DecodeCache(config, max_tokens, self._session, nslots, self.model.dtype)
         self._step = StepModel(self.model, self._cache)
 

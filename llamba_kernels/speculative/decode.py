@@ -58,9 +58,7 @@ class SpeculativeDecoder:
                 f"got {draft.model.config.vocab_size}"
             )
         self.window = window
-        if fold_every is None:
-            # as for one sequence: W decides bits, and a sequence's bits must not depend on the batch
-            fold_every = fold_every_for(config, window, 1, torch.float32)
+        fold_every = fold_every_for(config) if fold_every is None else fold_every
         session = Session(max_window=window, fold_every=fold_every, width=config.mamba_d_conv)
         max_tokens = config.max_position_embeddings if max_tokens is None else max_tokens
         self.cache = DecodeCache(config, max_tokens, session, nslots=batch, dtype=model.dtype)

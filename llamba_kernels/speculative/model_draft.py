@@ -65,7 +65,7 @@ class ModelDrafter:
 
     def __init__(self, model: LlambaForCausalLM, fold_every: int | None, batch: int, window: int, max_tokens: int):
         if fold_every is None:
-            fold_every = fold_every_for(model.config, self.CATCH_UP, 1, torch.float32)
+            fold_every = fold_every_for(model.config)
         session = Session(
             max_window=self.CATCH_UP,
             fold_every=fold_every,
