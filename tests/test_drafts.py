@@ -138,14 +138,18 @@ def test_first_layers_shares_every_parameter():
 
 
 def test_a_changed_draft_model_is_seen_by_the_next_generation():
-    model, draft = tiny_model(), tiny_model()
-    decoder = SpeculativeDecoder(model, window=4, draft=ModelDraft(draft))
-    assert decoder.generate(PROMPT, 21).stats.acceptance_length == 4
+    """It becomes the target, and is always right. bf16: there a step has its own copy of D, in fp32."""
+    model, draft = tiny_model(dtype=torch.bfloat16), tiny_model(dtype=torch.bfloat16)
+    parameters = [layer.mamba.D for layer in draft.model.layers if layer.is_mamba]
     with torch.no_grad():
-        draft.model.layers[1].mamba.D.mul_(-30.0)
-    expected = SpeculativeDecoder(model, window=4, draft=ModelDraft(draft)).generate(PROMPT, 21).stats
-    stats = decoder.generate(PROMPT, 21).stats
-    assert stats.accepted_drafts == expected.accepted_drafts < stats.drafted
+        for parameter in parameters:
+            parameter.mul_(-32.0)
+    decoder = SpeculativeDecoder(model, window=4, draft=ModelDraft(draft))
+    assert decoder.generate(PROMPT, 21).stats.acceptance_length < 3
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.div_(-32.0)
+    assert decoder.generate(PROMPT, 21).stats.acceptance_length == 4
 
 
 def test_prompt_lookup_copies_what_followed_the_longest_match():
