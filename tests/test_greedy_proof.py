@@ -41,11 +41,10 @@ def drafts_of(model, other, plain, prompts):
     }
     return {
         "prompt lookup": PromptLookup,
-        "own first 6 layers": ModelDraft(first_layers(model, 6)),  # of the hybrid: none of its Mamba-2 layers
         "own first 11 layers": ModelDraft(
             first_layers(model, 11)
         ),  # of the hybrid: four of them, rolled back by cursor
-        "another model": ModelDraft(first_layers(other, 11)),
+        "another model": ModelDraft(other),
         **forced,
     }
 
