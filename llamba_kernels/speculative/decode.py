@@ -206,6 +206,7 @@ class SpeculativeDecoder:
             if row is not None:
                 sequence.rows.append(row)
 
+    @torch.inference_mode()
     def _advance(self, running: list[Running], request: Request) -> list[list[int]]:
         """One step of every running sequence."""
         with self.stats.timed("draft"):
@@ -250,9 +251,10 @@ class SpeculativeDecoder:
         return self.step(window.slots, window.tokens)
 
     @staticmethod
-    @torch.inference_mode()
     def _mask(logits: Tensor, request: Request) -> Tensor:
         """Top-k and top-p, in place."""
+        if request.sampling.greedy:
+            return logits
         return request.sampling.mask_(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
 
     @staticmethod
