@@ -169,10 +169,19 @@ class DecodeCache:
     @torch.inference_mode()
     def prefill(self, model, slot: int, prompt: Tensor) -> Tensor:
         """Run a prompt, (P,) int64, into `slot`. Returns the logits after its last token, (vocab,)."""
-        length = prompt.shape[0]
         self.check_slot("prefill", slot)
+        if prompt.dim() != 1 or prompt.dtype != torch.int64:
+            got = f"{tuple(prompt.shape)} {str(prompt.dtype).removeprefix('torch.')}"
+            raise ValueError(f"prefill: prompt must be (P,) int64; got {got}")
+        length = prompt.shape[0]
         if not 1 <= length <= self.max_tokens:
             raise ValueError(f"prefill: prompt must have 1 to max_tokens = {self.max_tokens} tokens; got {length}")
+        vocab = model.config.vocab_size
+        if int(prompt.min()) < 0 or int(prompt.max()) >= vocab:
+            raise ValueError(
+                f"prefill: prompt must hold ids from 0 to vocab_size - 1 = {vocab - 1}; "
+                f"got {int(prompt.min())} to {int(prompt.max())}"
+            )
         slots = torch.tensor([slot], dtype=torch.int32)
         self.cursor.reset(slots)  # if the forward fails, the slot is left fresh
         handover = _Handover(self, slot, length)

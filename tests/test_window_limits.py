@@ -161,3 +161,25 @@ def test_other_slots_decode_on_beside_a_refused_step(model, sequence):
     assert_bitwise(step(int32(0), tokens[None, :2])[0], expected[:2])
     step.cache.cursor.commit(int32(0), int32(2))
     assert_bitwise(decode(step, 0, tokens[2:8], 2), expected[2:])
+
+
+@pytest.mark.cpu_only
+def test_tokens_that_are_none(model, sequence):
+    prompt, tokens = sequence
+    step = filled(model, prompt)
+    step.cache.cursor.begin(int32(0), int32(3))
+    rule, last = "step: tokens must be (batch, window) int64 and slots (batch); got ", VOCAB - 1
+    for wrong, got in [
+        (tokens[:3], "(3,) int64 and (1,)"),
+        (tokens[None, :3].float(), "(1, 3) float32 and (1,)"),
+        (tokens[:6].view(2, 3), "(2, 3) int64 and (1,)"),
+    ]:
+        refused_without_trace(step, rule + got, step, int32(0), wrong)
+    for wrong in ([1, 2, VOCAB], [-1, 5, 2]):
+        sentence = f"step: tokens must be ids from 0 to vocab_size - 1 = {last}; got {min(wrong)} to {max(wrong)}"
+        assert_refused(ValueError, sentence, step, int32(0), torch.tensor([wrong]))
+        sentence = f"prefill: prompt must hold ids from 0 to vocab_size - 1 = {last}; got {min(wrong)} to {max(wrong)}"
+        refused_without_trace(step, sentence, step.cache.prefill, model, 0, torch.tensor(wrong))
+    sentence = "prefill: prompt must be (P,) int64; got (1, 3) int64"
+    refused_without_trace(step, sentence, step.cache.prefill, model, 0, tokens[None, :3])
+    assert_bitwise(step(int32(0), tokens[None, :3])[0], decode(filled(model, prompt), 0, tokens[:3], 3))

@@ -59,11 +59,16 @@ class StepModel:
             slots: (batch) int32; < 0 is padding. tokens: (batch, window) int64, each slot's step padded on the right.
         Rows beyond a step's ntokens, and those of padding, mean nothing. The next step overwrites the logits.
         """
+        if tokens.dim() != 2 or tokens.dtype != torch.int64 or slots.shape != tokens.shape[:1]:
+            raise ValueError(
+                "step: tokens must be (batch, window) int64 and slots (batch); "
+                f"got {tuple(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')} and {tuple(slots.shape)}"
+            )
         batch, window = tokens.shape
         space = self.workspace.of(batch, window)
         self._set_positions(space.positions, slots.tolist(), window)
         space.slots.copy_(slots)
-        torch.index_select(self.model.model.embed_tokens.weight, 0, tokens.flatten(), out=space.hidden.flatten(0, 1))
+        self._embed(tokens, space.hidden)
         capture = self._captures.get((batch, window))
         if capture is None:
             self._first(space, (batch, window))
@@ -72,6 +77,16 @@ class StepModel:
         else:
             capture.timed_replay(self.seconds)
         return space.logits
+
+    def _embed(self, tokens: Tensor, out: Tensor) -> None:
+        table = self.model.model.embed_tokens.weight
+        try:
+            torch.index_select(table, 0, tokens.flatten(), out=out.flatten(0, 1))
+        except IndexError:  # checking every id of every step beforehand would cost more than a norm
+            raise ValueError(
+                f"step: tokens must be ids from 0 to vocab_size - 1 = {len(table) - 1}; "
+                f"got {int(tokens.min())} to {int(tokens.max())}"
+            ) from None
 
     def _first(self, space: Space, shape: tuple[int, int]) -> None:
         """Run a shape's step operator by operator; all later ones replay it, unless torch computes the activation."""
