@@ -163,12 +163,29 @@ def test_prompt_lookup_copies_what_followed_the_longest_match():
     assert draft.propose(3) == [3, 8, 2]  # the last occurrence of "2" before this one
 
 
+class Vocabulary:
+    """As much of a tokenizer as is compared."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def get_vocab(self):
+        return self.ids
+
+
 def test_drafts_that_are_refused():
     model = tiny_model()
     sentence = "SpeculativeDecoder: draft must have the target's vocab_size 61; got 60"
     assert_refused(
         ValueError, sentence, SpeculativeDecoder, model, draft=ModelDraft(tiny_model(["mamba2"], vocab_size=60))
     )
+    words, others = Vocabulary({"a": 0, "b": 1, "c": 2}), Vocabulary({"a": 0, "c": 1, "b": 2})
+    fewer = Vocabulary({"a": 0, "b": 1})
+    for other, clause in ((others, "id 1 is 'c' instead of 'b'"), (fewer, "id 2 is none instead of 'c'")):
+        sentence = f"SpeculativeDecoder: draft must have the target's tokenizer; got one where {clause}"
+        draft = ModelDraft(model, tokenizer=other)
+        assert_refused(ValueError, sentence, SpeculativeDecoder, model, draft=draft, tokenizer=words)
+    SpeculativeDecoder(model, draft=ModelDraft(model, tokenizer=words), tokenizer=words)
     sentence = (
         "SpeculativeDecoder: draft must be a ModelDraft, or a function that makes a Draft for each sequence "
         "(such as the class PromptLookup), when batch is above 1; got one PromptLookup and batch = 2"

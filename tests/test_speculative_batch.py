@@ -5,7 +5,7 @@ import torch
 from helpers import assert_bitwise, assert_refused
 from speculation import LAYERS, VOCAB, tiny_model
 
-from llamba_kernels.cache import DecodeCache, fold_every_for
+from llamba_kernels.cache import DecodeCache
 from llamba_kernels.speculative import ModelDraft, NoDraft, PromptLookup, SpeculativeDecoder, first_layers
 from llamba_kernels.testing import ForcedDraft
 
@@ -57,13 +57,6 @@ def test_a_sequence_is_in_a_batch_what_it_is_alone(prompts, layers, dtype, optio
             assert options or generation.tokens == outputs[i]
             assert_bitwise(generation.logits, expected.logits)
             assert counts(generation.stats) == counts(expected.stats)
-
-
-def test_w_does_not_depend_on_the_batch():
-    """It decides at which tokens a prefill hands over, and so bits."""
-    model = tiny_model(["mamba2"] * 3)
-    sessions = [SpeculativeDecoder(model, 2, PromptLookup, 8, batch=batch).cache.session for batch in (1, 2000)]
-    assert fold_every_for(model.config, 2, 2000, torch.float32) != sessions[0].fold_every == sessions[1].fold_every
 
 
 def test_equal_prompts_are_prefilled_once_and_sampled_apart(prompts, monkeypatch):

@@ -1,10 +1,10 @@
-"""Drafts as the command line names them, and whether two tokenizers mean the same by their ids."""
+"""Drafts as the command line names them."""
 
 from transformers import PreTrainedTokenizerBase
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
 from .drafts import NoDraft, PromptLookup
-from .model_draft import ModelDraft, first_layers
+from .model_draft import ModelDraft, first_difference, first_layers
 
 
 def draft_by_name(name: str, target: LlambaForCausalLM, tokenizer: PreTrainedTokenizerBase, target_name: str):
@@ -28,13 +28,3 @@ def draft_by_name(name: str, target: LlambaForCausalLM, tokenizer: PreTrainedTok
     if difference is not None:
         raise ValueError(f"draft: {name} must have the tokenizer of {target_name}; got one where {difference}")
     return ModelDraft(load_model(name, target.dtype))
-
-
-def first_difference(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> str | None:
-    """The lowest id that the two give to different tokens, as a clause; None if there is none."""
-    ours, theirs = ({i: token for token, i in each.get_vocab().items()} for each in (target, draft))
-    for i in sorted(ours.keys() | theirs.keys()):
-        if ours.get(i) != theirs.get(i):
-            token, other = (repr(vocabulary[i]) if i in vocabulary else "none" for vocabulary in (ours, theirs))
-            return f"id {i} is {other} instead of {token}"
-    return None

@@ -36,7 +36,7 @@ class SpeculativeDecoder:
         max_tokens: longest prompt + output; default the model's max_position_embeddings.
         fold_every: the session's W, see `Session`; None: chosen by `fold.choose_fold_every`.
         batch: sequences decoded at once, each in buffers of its own.
-        tokenizer: the model's; only stop strings need it.
+        tokenizer: the model's, for stop strings and to compare it with a draft's.
     """
 
     def __init__(
@@ -52,11 +52,8 @@ class SpeculativeDecoder:
         check_int("SpeculativeDecoder: window", window, 1, LARGEST_WINDOW)
         check_int("SpeculativeDecoder: batch", batch, 1, LARGEST_BATCH)
         config = model.config
-        if isinstance(draft, ModelDraft) and draft.model.config.vocab_size != config.vocab_size:
-            raise ValueError(
-                f"SpeculativeDecoder: draft must have the target's vocab_size {config.vocab_size}; "
-                f"got {draft.model.config.vocab_size}"
-            )
+        if isinstance(draft, ModelDraft):
+            draft.check_vocabulary(model, tokenizer)
         self.window = window
         fold_every = fold_every_for(config) if fold_every is None else fold_every
         session = Session(max_window=window, fold_every=fold_every, width=config.mamba_d_conv)
@@ -206,6 +203,7 @@ class SpeculativeDecoder:
             if row is not None:
                 sequence.rows.append(row)
 
+    @torch.inference_mode()
     def _advance(self, running: list[Running], request: Request) -> list[list[int]]:
         """One step of every running sequence."""
         with self.stats.timed("draft"):
@@ -250,9 +248,10 @@ class SpeculativeDecoder:
         return self.step(window.slots, window.tokens)
 
     @staticmethod
-    @torch.inference_mode()
     def _mask(logits: Tensor, request: Request) -> Tensor:
         """Top-k and top-p, in place."""
+        if request.sampling.greedy:
+            return logits
         return request.sampling.mask_(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
 
     @staticmethod

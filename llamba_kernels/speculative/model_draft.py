@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ..cache import DecodeCache, Session, check_int, fold_every_for
 from ..models import LlambaForCausalLM
@@ -31,6 +32,16 @@ def first_layers(model: LlambaForCausalLM, count: int) -> LlambaForCausalLM:
     return draft.train(model.training)
 
 
+def first_difference(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> str | None:
+    """The lowest id that the two give to different tokens, as a clause; None if there is none."""
+    ours, theirs = ({i: token for token, i in each.get_vocab().items()} for each in (target, draft))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            token, other = (repr(vocabulary[i]) if i in vocabulary else "none" for vocabulary in (ours, theirs))
+            return f"id {i} is {other} instead of {token}"
+    return None
+
+
 class ModelDraft:
     """A LlambaForCausalLM of any kind that drafts: attention, Mamba-2 or both.
 
@@ -40,13 +51,31 @@ class ModelDraft:
     Args:
         model: in eval mode, fp32 or bf16, on the CPU, with the target's vocabulary.
         fold_every: of its session; None: chosen by `fold.choose_fold_every`.
+        tokenizer: the draft's; a decoder that has the target's compares the two.
     """
 
-    def __init__(self, model: LlambaForCausalLM, fold_every: int | None = None):
+    def __init__(
+        self,
+        model: LlambaForCausalLM,
+        fold_every: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
         if not isinstance(model, LlambaForCausalLM):
             raise TypeError(f"ModelDraft: model must be a LlambaForCausalLM; got {type(model).__name__}")
         self.model = model
         self.fold_every = fold_every
+        self.tokenizer = tokenizer
+
+    def check_vocabulary(self, target: LlambaForCausalLM, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """An id must be the same token to both."""
+        ours, theirs = self.model.config.vocab_size, target.config.vocab_size
+        if ours != theirs:
+            raise ValueError(f"SpeculativeDecoder: draft must have the target's vocab_size {theirs}; got {ours}")
+        if tokenizer is None or self.tokenizer is None:
+            return
+        difference = first_difference(tokenizer, self.tokenizer)
+        if difference is not None:
+            raise ValueError(f"SpeculativeDecoder: draft must have the target's tokenizer; got one where {difference}")
 
     def open(self, batch: int, window: int, max_tokens: int) -> "ModelDrafter":
         """Its buffers for one decoder."""
