@@ -51,7 +51,7 @@ def convert(
     teacher, tokenizer = load_model(teacher_dir), load_tokenizer(teacher_dir)
     windows = token_windows(tokenizer, read_text(data).train, window, max(1, tokens // window), f"convert {seed}")
     student, conversion = convert_model(teacher, layers, windows, seed)
-    with new_folder(out_dir) as staging:
+    with new_folder(out_dir, "convert") as staging:
         save_model(student, tokenizer, staging)
     return conversion
 
