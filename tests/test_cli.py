@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from llamba_kernels import cli, fold
 
-STAGES = ("teacher", "converted", "aligned", "hybrid")
+STAGES = ("teacher", "tuned", "converted", "aligned", "hybrid")
+NAMES = ("tuned", "converted", "aligned", "distilled")
+ROWS = [("teacher", None), ("deleted", None), *((name, seed) for name in NAMES for seed in (0, 1))]
 
 
 def llamba(*arguments):
@@ -47,11 +49,11 @@ def run_dir(tmp_path_factory):
     return root
 
 
-def quickstart_arguments(root, layers=2):
+def quickstart_arguments(root, layers=2, out="run"):
     return (
         "quickstart",
         "--out",
-        root / "run",
+        root / out,
         "--teacher",
         root / "llama",
         "--data",
@@ -67,23 +69,33 @@ def quickstart_arguments(root, layers=2):
 
 def test_quickstart_ends_with_a_table_a_plot_and_figures(run_dir):
     results = json.loads((run_dir / "run/results.json").read_text())
-    rows = {row["name"]: row for row in results["rows"]}
-    assert list(rows) == ["teacher", "deleted", "converted", "aligned", "distilled"]
-    for name in ("teacher", "distilled"):
-        assert rows[name]["identical"] is True
-        assert 1 <= rows[name]["acceptance_length"] <= results["window"]
+    rows = {(row["name"], row["seed"]): row for row in results["rows"]}
+    assert list(rows) == ROWS
+    teacher = rows["teacher", None]
+    assert teacher["same_next_token"] == 1.0 and teacher["common_prefix"] == results["new_tokens"]
+    text = (run_dir / "stdout.txt").read_text()
+    table = text[text.index("perplexity") :].splitlines()
+    for (name, seed), row in rows.items():
+        if name in ("teacher", "distilled"):
+            assert row["identical"] is True
+            assert 1 <= row["acceptance_length"] <= results["window"]
+        if name in ("teacher", "tuned", "distilled"):
+            assert 0 <= row["common_prefix"] <= results["new_tokens"]
+        label = name if seed is None else f"{name} seed {seed}"
+        cells = next(line for line in table if line.strip().startswith(label)).removeprefix(f" {label}").split()
+        expected = []
+        for field in ("perplexity", "other_perplexity"):
+            expected += [f"{row[field]:.3f}", f"{row[field] / teacher[field]:.3f}"]
+        assert cells[:5] == [*expected, f"{100 * row['same_next_token']:.1f}%"]
     assert len(results["converted_layers"]) == 2 and results["environment"]
     assert (run_dir / "run/quickstart.png").read_bytes().startswith(b"\x89PNG")
-    table = (run_dir / "stdout.txt").read_text()
-    for name, row in rows.items():
-        assert name in table and f"{row['perplexity']:.3f}" in table
 
 
 def test_every_stage_is_an_ordinary_hugging_face_folder(run_dir):
     for stage in STAGES:
         model = AutoModelForCausalLM.from_pretrained(run_dir / "run" / stage)
         kinds = getattr(model.config, "layers", ["attention"] * 4)
-        assert kinds.count("mamba2") == (0 if stage == "teacher" else 2)
+        assert kinds.count("mamba2") == (0 if stage in ("teacher", "tuned") else 2)
         assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
@@ -98,11 +110,13 @@ def test_quickstart_again_repeats_nothing_and_says_the_same(run_dir):
 
 def test_quickstart_with_another_window_measures_again(run_dir):
     other = llamba(*quickstart_arguments(run_dir), "--window", 2)
-    assert (
-        other.returncode == 0 and "decode with distilled, window 2" in other.stdout and "align ──" not in other.stdout
-    )
+    assert other.returncode == 0 and "decode with distilled seed 1, window 2" in other.stdout
+    stages = other.stdout.split("seconds:")[0]
+    assert "align ──" not in stages and "evaluate" not in stages
     results = json.loads((run_dir / "run/results.json").read_text())
-    assert results["window"] == 2 and all(row["acceptance_length"] <= 2 for row in results["rows"][::4])
+    assert results["window"] == 2 and all(
+        row["acceptance_length"] <= 2 for row in results["rows"] if row["identical"] is not None
+    )
 
 
 def test_quickstart_does_not_mix_settings(run_dir):
