@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,10 +12,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import write_teacher, write_text
 from transformers import AutoModelForCausalLM
 
 from llamba_kernels import cli, fold
+from llamba_kernels.distill import training
 
 STAGES = ("teacher", "tuned", "converted", "aligned", "hybrid")
 NAMES = ("tuned", "converted", "aligned", "distilled")
@@ -108,6 +112,49 @@ def test_quickstart_again_repeats_nothing_and_says_the_same(run_dir):
     assert again.stdout[again.stdout.index("perplexity") :] == first[first.index("perplexity") :]
 
 
+def test_ctrl_c_says_in_one_line_that_the_same_command_goes_on_and_it_does(run_dir, monkeypatch):
+    arguments = *quickstart_arguments(run_dir, out="interrupted"), "--seeds", 1
+
+    def press(stage, step):
+        class Press(training.Metrics):
+            def on_step_end(self, args, state, control, **kwargs):
+                if (self.command, state.global_step) == (stage, step):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        return Press
+
+    sentence = "llamba: interrupted; the same command goes on from its last checkpoint"
+    for stage, step in (("align", 2), ("distill", 1), ("tune", 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "Metrics", press(stage, step))
+            stopped = llamba(*arguments)
+        assert stopped.returncode == 130 and stopped.stderr.strip().splitlines()[-1] == sentence
+        assert f"{stage} seed 0 ──" in stopped.stdout and "Traceback" not in stopped.stderr
+    done = llamba(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "tune seed 0 ──" in done.stdout and "distill seed 0 ──" not in done.stdout
+
+    rows = json.loads((run_dir / "interrupted/results.json").read_text())["rows"]
+    whole = {(row["name"], row["seed"]): row for row in json.loads((run_dir / "run/results.json").read_text())["rows"]}
+    assert [(row["name"], row["seed"]) for row in rows] == [row for row in ROWS if row[1] in (None, 0)]
+    for row in rows:
+        for field in ("perplexity", "other_perplexity", "same_next_token", "common_prefix"):
+            assert row[field] == whole[row["name"], row["seed"]][field]
+
+
+def test_quickstart_takes_another_seed_later(run_dir):
+    """After the test above, whose run has one seed."""
+    arguments = quickstart_arguments(run_dir, out="interrupted")
+    more = llamba(*arguments)
+    assert more.returncode == 0, more.stderr
+    assert "tune seed 1 ──" in more.stdout and "seed 0 ──" not in more.stdout
+    for stage in STAGES[1:]:
+        weights = [load_file(run_dir / out / f"{stage}-seed1" / "model.safetensors") for out in ("run", "interrupted")]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+        first = load_file(run_dir / "run" / stage / "model.safetensors")
+        assert not all(torch.equal(value, first[name]) for name, value in weights[0].items())
+
+
 def test_quickstart_with_another_window_measures_again(run_dir):
     other = llamba(*quickstart_arguments(run_dir), "--window", 2)
     assert other.returncode == 0 and "decode with distilled seed 1, window 2" in other.stdout
@@ -141,6 +188,14 @@ def test_generate_says_the_same_for_every_window(run_dir):
     assert all(text.returncode == 0 for text in texts), texts[0].stderr
     assert texts[0].stdout == texts[1].stdout and len(texts[0].stdout) > 10
     assert "24 tokens" in texts[1].stderr and "tokens per step" in texts[1].stderr
+
+
+def test_tune_is_the_stage_that_quickstart_runs(run_dir, tmp_path):
+    arguments = "--data", run_dir / "text.txt", "--align-tokens", 2048, "--distill-tokens", 1024, "--seed", 1
+    done = llamba("tune", run_dir / "run/teacher", tmp_path / "tuned", *arguments)
+    assert done.returncode == 0 and "over the last tenth of 3072 tokens" in done.stdout
+    mine, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "tuned", run_dir / "run/tuned-seed1"))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def test_rank_eval_bench_and_env(run_dir, tmp_path):
