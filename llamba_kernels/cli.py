@@ -178,8 +178,10 @@ def tune(
     teacher: Model,
     out_dir: OutDir,
     data: Data = None,
-    align_tokens: Annotated[int | None, typer.Option(help="As many as align had.", min=1, show_default="its")] = None,
-    distill_tokens: Annotated[int | None, typer.Option(help="And distill.", min=1, show_default="its")] = None,
+    align_tokens: Annotated[
+        int | None, typer.Option(help="As many as align had.", min=1, show_default="align's")
+    ] = None,
+    distill_tokens: Annotated[int | None, typer.Option(help="And distill.", min=1, show_default="distill's")] = None,
     lr: LearningRate = None,
     window: Annotated[int | None, typer.Option(help="Tokens per sequence.", min=2, show_default="the recipe's")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences per step.", min=1, show_default="the recipe's")] = None,

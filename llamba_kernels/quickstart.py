@@ -205,9 +205,9 @@ class _Run:
 
     def check_settings(self, settings: dict) -> None:
         """Stages of different settings do not mix."""
-        known = self.state["settings"]
-        if known not in (None, settings):
-            changed = next(name for name in settings if name not in known or settings[name] != known[name])
+        known = self.state["settings"] or settings
+        changed = next((name for name in settings if known.get(name) != settings[name]), None)
+        if changed is not None:
             raise ValueError(
                 f"quickstart: {changed} must be {known.get(changed)} to go on with {self.dir} (or choose another "
                 f"--out); got {settings[changed]}"
