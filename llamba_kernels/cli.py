@@ -200,6 +200,9 @@ def evaluate(
     model: Model,
     teacher: Annotated[str | None, typer.Option(help="Score it too, and with the converted layers deleted.")] = None,
     data: Data = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="All of --data, default Python's language reference: another domain.")
+    ] = False,
 ):
     """Perplexity and bits per byte on held-out text; with --teacher, beside it and the deleted-layer control."""
     from .distill import evaluate
@@ -212,9 +215,9 @@ def evaluate(
         if not deleted:
             raise ValueError(f"eval: model must have mamba2 layers to be compared with --teacher; got none in {model}")
         for name, layers in (("teacher", ()), ("teacher, those layers deleted", deleted)):
-            scores = evaluate(teacher, data, layers)
+            scores = evaluate(teacher, data, layers, untrained=untrained)
             rows.append(ModelRow(name, None, scores.perplexity, scores.bits_per_byte))
-    scores = evaluate(model, data)
+    scores = evaluate(model, data, untrained=untrained)
     rows.append(ModelRow(model, None, scores.perplexity, scores.bits_per_byte))
     console.print(scores_table(rows))
 

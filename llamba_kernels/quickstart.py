@@ -10,17 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from . import __version__
 from .agreement import common_prefix, same_next_token
 from .decode_bench import decode_bench, held_out_prompts
-from .distill import align, convert, distill, evaluate, fetch_teacher, rank_layers, tune
+from .distill import align, convert, distill, fetch_teacher, rank_layers, tune
+from .distill.evaluate import evaluate_windows
 from .distill.folders import saving, write_file
 from .distill.rank import Ranking
-from .distill.text import check_apart
+from .distill.text import check_apart, read_text, token_windows, untrained_text
 from .distill.training import read_metrics
 from .env import describe
 from .models import load_model, load_tokenizer
@@ -32,6 +35,7 @@ from .speculative.profile import profile_step
 ALIGN_TOKENS = 49_152
 DISTILL_TOKENS = 24_576
 SCORED_TOKENS = 8_192  # of each of the two texts
+WINDOW = 512
 PROMPTS = 10
 NEW_TOKENS = 64
 
@@ -98,7 +102,8 @@ def quickstart(
         budget = {"align_tokens": align_tokens, "distill_tokens": distill_tokens}
         run.folder(f"tune{of}", at["tuned"], tune, source, at["tuned"], **budget, **common)
 
-    texts = run.value("greedy text of the teacher", _greedy_texts, source, data, window)["texts"]
+    scored = _Scored(source, data, other_data)
+    texts = run.value("greedy text of the teacher", _greedy_texts, source, scored, window)["texts"]
     rows = [ModelRow("teacher"), ModelRow("deleted")]
     names = {"tuned": "tuned", "converted": "converted", "aligned": "aligned", "distilled": "hybrid"}
     sources = [source, source]
@@ -107,15 +112,15 @@ def quickstart(
         sources += [folders[number][folder] for number in numbers]
     for row, folder in zip(rows, sources, strict=True):
         deleted = chosen if row.name == "deleted" else ()
-        row.add(run.value(f"evaluate {row.label}", _score, folder, data, other_data, deleted, texts))
+        row.add(run.value(f"evaluate {row.label}", _score, folder, scored, deleted, texts))
 
     shares = {}
     for row, folder in zip(rows, sources, strict=True):
         if row.name == "tuned":
-            own = run.value(f"greedy text of {row.label}", _greedy_texts, folder, data, window)["texts"]
+            own = run.value(f"greedy text of {row.label}", _greedy_texts, folder, scored, window)["texts"]
             row.common_prefix = common_prefix(texts, own)
         elif row.name in ("teacher", "distilled"):
-            decoded = run.value(f"decode with {row.label}, window {window}", _decode, folder, data, window)
+            decoded = run.value(f"decode with {row.label}, window {window}", _decode, folder, scored, window)
             row.common_prefix = common_prefix(texts, decoded["texts"])
             row.add_speeds(*decoded["rows"])
             if row.seed in (None, seed):
@@ -145,32 +150,56 @@ def _folders(run_dir: Path, number: int, first: int) -> dict[str, Path]:
     return {name: run_dir / f"{name}{suffix}" for name in ("tuned", "converted", "aligned", "hybrid")}
 
 
-def _score(folder: Path, data, other_data, deleted, texts: list[list[int]]) -> dict[str, float]:
+class _Scored:
+    """What every model is scored on, read when first needed: windows of both texts, and prompts of the held-out one."""
+
+    def __init__(self, teacher: Path, data, other_data):
+        self.teacher, self.data, self.other_data = teacher, data, other_data
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.teacher)
+
+    @cached_property
+    def windows(self) -> Tensor:
+        return self._windows(read_text(self.data).held_out)
+
+    @cached_property
+    def other_windows(self) -> Tensor:
+        return self._windows(untrained_text(self.other_data))
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        return held_out_prompts(self.tokenizer, self.data, PROMPTS)
+
+    def _windows(self, chunks: list[str]) -> Tensor:
+        return token_windows(self.tokenizer, chunks, WINDOW, SCORED_TOKENS // WINDOW)
+
+
+def _score(folder: Path, scored: _Scored, deleted, texts: list[list[int]]) -> dict[str, float]:
     """What a row of the table says of a model's quality."""
-    held_out = evaluate(folder, data, deleted, SCORED_TOKENS)
-    other = evaluate(folder, other_data, deleted, SCORED_TOKENS, untrained=True)
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    model = load_model(folder)
+    held_out = evaluate_windows(model, scored.tokenizer, scored.windows, deleted)
+    other = evaluate_windows(model, scored.tokenizer, scored.other_windows, deleted)
     return {
         "perplexity": held_out.perplexity,
         "bits_per_byte": held_out.bits_per_byte,
         "other_perplexity": other.perplexity,
         "other_bits_per_byte": other.bits_per_byte,
-        "same_next_token": same_next_token(model, held_out_prompts(tokenizer, data, PROMPTS), texts, deleted),
+        "same_next_token": same_next_token(model, scored.prompts, texts, deleted),
     }
 
 
-def _greedy_texts(folder: Path, data, window: int) -> dict:
+def _greedy_texts(folder: Path, scored: _Scored, window: int) -> dict:
     """The model's greedy text after held-out prompts. It is the same for any window."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    prompts = held_out_prompts(tokenizer, data, PROMPTS)
+    model, prompts = load_model(folder), scored.prompts
     decoder = SpeculativeDecoder(model, window=window, max_tokens=len(prompts[0]) + NEW_TOKENS)
     return {"texts": [decoder.generate(prompt, NEW_TOKENS, eos_token_id=-1).tokens for prompt in prompts]}
 
 
-def _decode(folder: Path, data, window: int) -> dict:
+def _decode(folder: Path, scored: _Scored, window: int) -> dict:
     """Greedy decoding of held-out text, plain and speculative, and where a step's time goes in each."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    prompts = held_out_prompts(tokenizer, data, PROMPTS)
+    model, prompts = load_model(folder), scored.prompts
     step = {}
     for name, size in (("plain", 1), ("speculative", window)):
         decoder = SpeculativeDecoder(model, window=size, max_tokens=len(prompts[0]) + NEW_TOKENS)

@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from llamba_kernels import cli, fold
 from llamba_kernels.distill import training
+from llamba_kernels.distill.evaluate import evaluate_windows
+from llamba_kernels.distill.text import token_windows, untrained_text
+from llamba_kernels.models import load_model, load_tokenizer
 
 STAGES = ("teacher", "tuned", "converted", "aligned", "hybrid")
 NAMES = ("tuned", "converted", "aligned", "distilled")
@@ -203,6 +206,10 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
     assert ranking.returncode == 0 and "KL after deletion" in ranking.stdout
     scores = llamba("eval", run_dir / "run/hybrid", "--teacher", run_dir / "llama", "--data", run_dir / "text.txt")
     assert scores.returncode == 0 and "layers deleted" in scores.stdout
+    other = llamba("eval", run_dir / "run/hybrid", "--untrained")
+    tokenizer, model = load_tokenizer(run_dir / "run/hybrid"), load_model(run_dir / "run/hybrid")
+    expected = evaluate_windows(model, tokenizer, token_windows(tokenizer, untrained_text(), 512, 24)).perplexity
+    assert other.returncode == 0 and f"{expected:.3f}" in other.stdout
     bench = llamba(
         "bench",
         run_dir / "run/hybrid",

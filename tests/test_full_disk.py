@@ -93,7 +93,7 @@ PLACES = (
     ("align", 16_000, "align", "aligned.partial"),
     ("distill", 16_000, "distill", "hybrid.partial"),
     ("tune", 16_000, "tune", "tuned.partial"),
-    ("evaluate", 2_000, "quickstart", "progress.json"),
+    ("evaluate_windows", 2_000, "quickstart", "progress.json"),
     ("results_plot", 2_000, "quickstart", "quickstart.png"),
     ("describe", 2_000, "quickstart", "results.json"),
 )
