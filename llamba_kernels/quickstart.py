@@ -34,6 +34,7 @@ from .speculative.profile import profile_step
 # Two seeds of everything fit fifteen minutes on two cores with these; the stages' own defaults are larger.
 ALIGN_TOKENS = 49_152
 DISTILL_TOKENS = 24_576
+CE_WEIGHT = 1.0  # the student learns the text as well as the teacher: what the tuned teacher has learnt is no loss then
 SCORED_TOKENS = 8_192  # of each of the two texts
 WINDOW = 512
 PROMPTS = 10
@@ -77,6 +78,7 @@ def quickstart(
         "seed": seed,
         "align_tokens": align_tokens,
         "distill_tokens": distill_tokens,
+        "ce_weight": CE_WEIGHT,
         "version": __version__,
     }
     run.check_settings(settings)
@@ -97,7 +99,15 @@ def quickstart(
             f"align{of}", at["aligned"], align, at["converted"], source, at["aligned"], tokens=align_tokens, **common
         )
         run.folder(
-            f"distill{of}", at["hybrid"], distill, at["aligned"], source, at["hybrid"], tokens=distill_tokens, **common
+            f"distill{of}",
+            at["hybrid"],
+            distill,
+            at["aligned"],
+            source,
+            at["hybrid"],
+            tokens=distill_tokens,
+            ce_weight=CE_WEIGHT,
+            **common,
         )
         budget = {"align_tokens": align_tokens, "distill_tokens": distill_tokens}
         run.folder(f"tune{of}", at["tuned"], tune, source, at["tuned"], **budget, **common)
