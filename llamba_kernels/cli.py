@@ -163,12 +163,13 @@ def distill(
     window: Annotated[int | None, typer.Option(help="Tokens per sequence.", min=2, show_default="the recipe's")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences per step.", min=1, show_default="the recipe's")] = None,
     ce_weight: Annotated[float, typer.Option(help="Of the next token's cross entropy, beside the KL.", min=0.0)] = 0.0,
+    rest_lr: Annotated[float, typer.Option(help="Of all else from the first mixer on; 0: it stays.", min=0.0)] = 0.0,
     seed: int = 0,
 ):
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
     from .distill import distill
 
-    numbers = _given(tokens=tokens, lr=lr, window=window, batch=batch, ce_weight=ce_weight)
+    numbers = _given(tokens=tokens, lr=lr, window=window, batch=batch, ce_weight=ce_weight, rest_lr=rest_lr)
     result = distill(student, teacher, out_dir, data, seed=seed, **numbers)
     console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 

@@ -34,7 +34,8 @@ from .speculative.profile import profile_step
 # Two seeds of everything fit fifteen minutes on two cores with these; the stages' own defaults are larger.
 ALIGN_TOKENS = 49_152
 DISTILL_TOKENS = 24_576
-CE_WEIGHT = 1.0  # the student learns the text as well as the teacher: what the tuned teacher has learnt is no loss then
+# The tuned teacher has learnt the text with all its parameters: so may the student, while it learns from the teacher.
+DISTILL_OPTIONS = {"ce_weight": 1.0, "rest_lr": 1e-4}
 SCORED_TOKENS = 8_192  # of each of the two texts
 WINDOW = 512
 PROMPTS = 10
@@ -78,7 +79,7 @@ def quickstart(
         "seed": seed,
         "align_tokens": align_tokens,
         "distill_tokens": distill_tokens,
-        "ce_weight": CE_WEIGHT,
+        **DISTILL_OPTIONS,
         "version": __version__,
     }
     run.check_settings(settings)
@@ -106,7 +107,7 @@ def quickstart(
             source,
             at["hybrid"],
             tokens=distill_tokens,
-            ce_weight=CE_WEIGHT,
+            **DISTILL_OPTIONS,
             **common,
         )
         budget = {"align_tokens": align_tokens, "distill_tokens": distill_tokens}

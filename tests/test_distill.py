@@ -31,7 +31,7 @@ from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, l
 LAYERS = CONVERTED
 RUN = {"tokens": 1024, "window": 32, "batch": 2, "lr": 3e-3}  # 16 steps
 TUNE = {"align_tokens": 640, "distill_tokens": 384, "window": 32, "batch": 2, "lr": 3e-3}  # 10 + 6 steps
-RUNS = {"align": RUN, "distill": RUN, "tune": TUNE}
+RUNS = {"align": RUN, "distill": {**RUN, "ce_weight": 0.5, "rest_lr": 1e-3}, "tune": TUNE}
 
 
 @pytest.fixture
@@ -196,6 +196,19 @@ def test_the_frozen_prefix_is_shared_only_where_it_is_equal(teacher, folders):
     assert Distillation(other, teacher)(windows())["loss"].item() == pytest.approx(loss, rel=0.02)
 
 
+def test_with_rest_lr_all_from_the_first_mixer_on_trains_at_its_own_rate(teacher):
+    student, _ = convert_model(teacher, LAYERS, windows())
+    objective = Distillation(student, teacher, rest_lr=1e-4)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    mixers, rest = ({names[id(p)] for p in group["params"]} for group in objective.parameter_groups(3e-3))
+    assert [group["lr"] for group in objective.parameter_groups(3e-3)] == [3e-3, 1e-4]
+    assert mixers == {name for name in names.values() if ".mamba." in name}
+    frozen = ("model.embed_tokens", "model.layers.0.")  # the head is the embedding
+    assert rest == {name for name in names.values() if ".mamba." not in name and not name.startswith(frozen)}
+    objective(windows())["loss"].backward()
+    assert {name for name, p in student.named_parameters() if p.grad is not None} == mixers | rest
+
+
 def test_evaluation_is_the_models_own_loss(teacher, folders):
     ids = windows(4, 48)
     tokenizer = AutoTokenizer.from_pretrained(folders / "teacher")
@@ -333,6 +346,10 @@ def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
         (
             lambda f, out: distill(f / "converted", f / "teacher", out, ce_weight=-1),
             "distill: ce_weight must not be negative; got -1",
+        ),
+        (
+            lambda f, out: distill(f / "converted", f / "teacher", out, rest_lr=-1),
+            "distill: rest_lr must not be negative; got -1",
         ),
         (
             lambda f, out: evaluate(f / "teacher", f / "text.txt", deleted=[4], window=32),

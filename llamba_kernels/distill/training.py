@@ -78,6 +78,10 @@ class Objective(nn.Module):
         for model in self._models:
             model.to(device)
 
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """For the optimiser: what trains, with its peak learning rate."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
     def finish(self, windows: Tensor):
         """What is left to do on the run's windows when the last step is taken; nothing, unless overridden."""
 
@@ -108,8 +112,6 @@ def run_training(
         learning_rate=recipe.lr,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, int(recipe.warmup * recipe.steps)),
-        adam_beta2=0.99,  # the default 0.999 averages over more steps than a short run has
-        optim="adamw_torch_fused",
         max_grad_norm=1.0,
         save_steps=save_every,
         logging_steps=1,
@@ -124,6 +126,10 @@ def run_training(
     shutil.rmtree(arguments.output_dir, ignore_errors=True)  # half a checkpoint, if a save was interrupted
     with Steps(command, recipe.steps) as steps:
         metrics = Metrics(command, work_dir / "metrics.jsonl", recipe, steps)
+        objective.move(arguments.device)
+        groups = objective.parameter_groups(recipe.lr)
+        # The default beta 0.999 averages over more steps than a short run has.
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         trainer = Saver(
             command,
             work_dir,
@@ -131,9 +137,9 @@ def run_training(
             args=arguments,
             train_dataset=Windows(windows),
             callbacks=[PublishCheckpoint(command, work_dir), metrics],
+            optimizers=(optimizer, None),
         )
         trainer.remove_callback(PrinterCallback)
-        objective.move(arguments.device)
         trainer.train(resume_from_checkpoint=latest_checkpoint(work_dir))
     lines = read_metrics(metrics.path)
     tail = lines[-max(1, recipe.steps // 10) :]
