@@ -31,18 +31,26 @@ Data = Annotated[
 ]
 
 
+INTERRUPTED = 130  # the exit status that typer gives for Ctrl-C
+RESUMABLE = ("quickstart", "align", "distill", "tune")
+
+
 @app.callback()
-def main(verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False):
-    if verbose:
-        run.verbose = True
+def main(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+):
+    run.verbose, run.command = verbose, context.invoked_subcommand
 
 
 def run() -> None:
     """Entry point: an error is one line that says what to do, and exit status 1; --verbose adds the traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED and run.command in RESUMABLE:
+            print("llamba: interrupted; the same command goes on from its last checkpoint", file=sys.stderr)
+        raise
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if run.verbose:
             raise
@@ -50,7 +58,7 @@ def run() -> None:
         raise SystemExit(1) from None
 
 
-run.verbose = False
+run.verbose, run.command = False, None
 
 
 @app.command()
@@ -65,12 +73,17 @@ def quickstart(
     align_tokens: Tokens = None,
     distill_tokens: Tokens = None,
     seed: int = 0,
+    seeds: Annotated[int, typer.Option(help="How many, from --seed on: all training is repeated.", min=1)] = 2,
+    other_data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text of a domain not trained on; repeatable. Default: Python's language reference."),
+    ] = None,
 ):
     """Teacher to hybrid to speculative decoding in one go; ends with a table and a plot."""
     from .quickstart import quickstart
 
-    budgets = _given(align_tokens=align_tokens, distill_tokens=distill_tokens)
-    quickstart(out, layers, data, teacher, window, seed, **budgets, console=console)
+    options = _given(align_tokens=align_tokens, distill_tokens=distill_tokens, other_data=other_data)
+    quickstart(out, layers, data, teacher, window, seed, seeds, **options, console=console)
 
 
 @app.command()
@@ -152,14 +165,37 @@ def distill(
     lr: LearningRate = None,
     window: Annotated[int | None, typer.Option(help="Tokens per sequence.", min=2, show_default="the recipe's")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences per step.", min=1, show_default="the recipe's")] = None,
+    ce_weight: Annotated[float, typer.Option(help="Of the next token's cross entropy, beside the KL.", min=0.0)] = 0.0,
+    rest_lr: Annotated[float, typer.Option(help="Of all else from the first mixer on; 0: it stays.", min=0.0)] = 0.0,
     seed: int = 0,
 ):
     """Train the mixers on the divergence of the student's next-token distribution from the teacher's; resumes."""
     from .distill import distill
 
-    result = distill(
-        student, teacher, out_dir, data, seed=seed, **_given(tokens=tokens, lr=lr, window=window, batch=batch)
-    )
+    numbers = _given(tokens=tokens, lr=lr, window=window, batch=batch, ce_weight=ce_weight, rest_lr=rest_lr)
+    result = distill(student, teacher, out_dir, data, seed=seed, **numbers)
+    console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
+
+
+@app.command()
+def tune(
+    teacher: Model,
+    out_dir: OutDir,
+    data: Data = None,
+    align_tokens: Annotated[
+        int | None, typer.Option(help="As many as align had.", min=1, show_default="align's")
+    ] = None,
+    distill_tokens: Annotated[int | None, typer.Option(help="And distill.", min=1, show_default="distill's")] = None,
+    lr: LearningRate = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per sequence.", min=2, show_default="the recipe's")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step.", min=1, show_default="the recipe's")] = None,
+    seed: int = 0,
+):
+    """The control: train the teacher itself on the tokens that align and distill see, in as many steps; resumes."""
+    from .distill import tune
+
+    budget = _given(align_tokens=align_tokens, distill_tokens=distill_tokens, lr=lr, window=window, batch=batch)
+    result = tune(teacher, out_dir, data, seed=seed, **budget)
     console.print(f"loss {result.loss:.4f} over the last tenth of {result.tokens} tokens, {result.seconds:.0f} s")
 
 
@@ -168,11 +204,14 @@ def evaluate(
     model: Model,
     teacher: Annotated[str | None, typer.Option(help="Score it too, and with the converted layers deleted.")] = None,
     data: Data = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="All of --data, default Python's language reference: another domain.")
+    ] = False,
 ):
     """Perplexity and bits per byte on held-out text; with --teacher, beside it and the deleted-layer control."""
     from .distill import evaluate
     from .models import load_model
-    from .report import ModelRow, results_table
+    from .report import ModelRow, scores_table
 
     rows = []
     if teacher is not None:
@@ -180,11 +219,11 @@ def evaluate(
         if not deleted:
             raise ValueError(f"eval: model must have mamba2 layers to be compared with --teacher; got none in {model}")
         for name, layers in (("teacher", ()), ("teacher, those layers deleted", deleted)):
-            scores = evaluate(teacher, data, layers)
-            rows.append(ModelRow(name, scores.perplexity, scores.bits_per_byte))
-    scores = evaluate(model, data)
-    rows.append(ModelRow(model, scores.perplexity, scores.bits_per_byte))
-    console.print(results_table(rows))
+            scores = evaluate(teacher, data, layers, untrained=untrained)
+            rows.append(ModelRow(name, None, scores.perplexity, scores.bits_per_byte))
+    scores = evaluate(model, data, untrained=untrained)
+    rows.append(ModelRow(model, None, scores.perplexity, scores.bits_per_byte))
+    console.print(scores_table(rows))
 
 
 @app.command()
@@ -250,7 +289,7 @@ def bench(
 
     from .decode_bench import decode_bench, held_out_prompts
 
-    rows = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens, draft)
+    rows, _ = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens, draft)
     table = Table("window", "tok/s median", "tok/s min", "tok/s max", "tokens per step", "same tokens as window 1")
     for row in rows:
         same = "yes" if row["identical"] else "NO"

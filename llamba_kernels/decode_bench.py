@@ -19,10 +19,12 @@ def held_out_prompts(tokenizer, data, count: int, length: int = PROMPT_TOKENS) -
     return prompts
 
 
-def decode_bench(model, prompts: list[list[int]], windows: list[int], max_new_tokens: int, draft=None) -> list[dict]:
+def decode_bench(
+    model, prompts: list[list[int]], windows: list[int], max_new_tokens: int, draft=None
+) -> tuple[list[dict], list[list[int]]]:
     """One row per window, window 1 (plain decoding) first: tokens/s over the prompts, tokens per step, identical.
 
-    draft: as in `SpeculativeDecoder`.
+    And the tokens that plain decoding gave after each prompt. draft: as in `SpeculativeDecoder`.
     """
     windows = [1, *(window for window in windows if window != 1)]
     longest = max(map(len, prompts)) + max_new_tokens
@@ -43,4 +45,4 @@ def decode_bench(model, prompts: list[list[int]], windows: list[int], max_new_to
                 "identical": outputs == plain,
             }
         )
-    return rows
+    return rows, plain

@@ -48,6 +48,21 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A tiny teacher, text.txt and the converted model: made once, only read."""
+    from tiny import CONVERTED, write_teacher, write_text
+
+    from llamba_kernels.distill import convert
+
+    folder = tmp_path_factory.mktemp("distill")
+    torch.manual_seed(0)
+    write_teacher(folder / "teacher")
+    write_text(folder)
+    convert(folder / "teacher", folder / "converted", CONVERTED, folder / "text.txt", tokens=1024, window=64)
+    return folder
+
+
 @pytest.fixture
 def simt(request):
     """The executor's library: for tests that tell launchers of another device, or draw other schedules."""

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,19 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import write_teacher, write_text
 from transformers import AutoModelForCausalLM
 
 from llamba_kernels import cli, fold
+from llamba_kernels.distill import training
+from llamba_kernels.distill.evaluate import evaluate_windows
+from llamba_kernels.distill.text import token_windows, untrained_text
+from llamba_kernels.models import load_model, load_tokenizer
 
-STAGES = ("teacher", "converted", "aligned", "hybrid")
+STAGES = ("teacher", "tuned", "converted", "aligned", "hybrid")
+NAMES = ("tuned", "converted", "aligned", "distilled")
+ROWS = [("teacher", None), ("deleted", None), *((name, seed) for name in NAMES for seed in (0, 1))]
 
 
 def llamba(*arguments):
@@ -49,11 +58,11 @@ def run_dir(tmp_path_factory):
     return root
 
 
-def quickstart_arguments(root, layers=2):
+def quickstart_arguments(root, layers=2, out="run"):
     return (
         "quickstart",
         "--out",
-        root / "run",
+        root / out,
         "--teacher",
         root / "llama",
         "--data",
@@ -69,23 +78,33 @@ def quickstart_arguments(root, layers=2):
 
 def test_quickstart_ends_with_a_table_a_plot_and_figures(run_dir):
     results = json.loads((run_dir / "run/results.json").read_text())
-    rows = {row["name"]: row for row in results["rows"]}
-    assert list(rows) == ["teacher", "deleted", "converted", "aligned", "distilled"]
-    for name in ("teacher", "distilled"):
-        assert rows[name]["identical"] is True
-        assert 1 <= rows[name]["acceptance_length"] <= results["window"]
+    rows = {(row["name"], row["seed"]): row for row in results["rows"]}
+    assert list(rows) == ROWS
+    teacher = rows["teacher", None]
+    assert teacher["same_next_token"] == 1.0 and teacher["common_prefix"] == results["new_tokens"]
+    text = (run_dir / "stdout.txt").read_text()
+    table = text[text.index("perplexity") :].splitlines()
+    for (name, seed), row in rows.items():
+        if name in ("teacher", "distilled"):
+            assert row["identical"] is True
+            assert 1 <= row["acceptance_length"] <= results["window"]
+        if name in ("teacher", "tuned", "distilled"):
+            assert 0 <= row["common_prefix"] <= results["new_tokens"]
+        label = name if seed is None else f"{name} seed {seed}"
+        cells = next(line for line in table if line.strip().startswith(label)).removeprefix(f" {label}").split()
+        expected = []
+        for field in ("perplexity", "other_perplexity"):
+            expected += [f"{row[field]:.3f}", f"{row[field] / teacher[field]:.3f}"]
+        assert cells[:5] == [*expected, f"{100 * row['same_next_token']:.1f}%"]
     assert len(results["converted_layers"]) == 2 and results["environment"]
     assert (run_dir / "run/quickstart.png").read_bytes().startswith(b"\x89PNG")
-    table = (run_dir / "stdout.txt").read_text()
-    for name, row in rows.items():
-        assert name in table and f"{row['perplexity']:.3f}" in table
 
 
 def test_every_stage_is_an_ordinary_hugging_face_folder(run_dir):
     for stage in STAGES:
         model = AutoModelForCausalLM.from_pretrained(run_dir / "run" / stage)
         kinds = getattr(model.config, "layers", ["attention"] * 4)
-        assert kinds.count("mamba2") == (0 if stage == "teacher" else 2)
+        assert kinds.count("mamba2") == (0 if stage in ("teacher", "tuned") else 2)
         assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
@@ -98,13 +117,58 @@ def test_quickstart_again_repeats_nothing_and_says_the_same(run_dir):
     assert again.stdout[again.stdout.index("perplexity") :] == first[first.index("perplexity") :]
 
 
+def test_ctrl_c_says_in_one_line_that_the_same_command_goes_on_and_it_does(run_dir, monkeypatch):
+    arguments = *quickstart_arguments(run_dir, out="interrupted"), "--seeds", 1
+
+    def press(stage, step):
+        class Press(training.Metrics):
+            def on_step_end(self, args, state, control, **kwargs):
+                if (self.command, state.global_step) == (stage, step):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        return Press
+
+    sentence = "llamba: interrupted; the same command goes on from its last checkpoint"
+    for stage, step in (("align", 2), ("distill", 1), ("tune", 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "Metrics", press(stage, step))
+            stopped = llamba(*arguments)
+        assert stopped.returncode == 130 and stopped.stderr.strip().splitlines()[-1] == sentence
+        assert f"{stage} seed 0 ──" in stopped.stdout and "Traceback" not in stopped.stderr
+    done = llamba(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "tune seed 0 ──" in done.stdout and "distill seed 0 ──" not in done.stdout
+
+    rows = json.loads((run_dir / "interrupted/results.json").read_text())["rows"]
+    whole = {(row["name"], row["seed"]): row for row in json.loads((run_dir / "run/results.json").read_text())["rows"]}
+    assert [(row["name"], row["seed"]) for row in rows] == [row for row in ROWS if row[1] in (None, 0)]
+    for row in rows:
+        for field in ("perplexity", "other_perplexity", "same_next_token", "common_prefix"):
+            assert row[field] == whole[row["name"], row["seed"]][field]
+
+
+def test_quickstart_takes_another_seed_later(run_dir):
+    """After the test above, whose run has one seed."""
+    arguments = quickstart_arguments(run_dir, out="interrupted")
+    more = llamba(*arguments)
+    assert more.returncode == 0, more.stderr
+    assert "tune seed 1 ──" in more.stdout and "seed 0 ──" not in more.stdout
+    for stage in STAGES[1:]:
+        weights = [load_file(run_dir / out / f"{stage}-seed1" / "model.safetensors") for out in ("run", "interrupted")]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+        first = load_file(run_dir / "run" / stage / "model.safetensors")
+        assert not all(torch.equal(value, first[name]) for name, value in weights[0].items())
+
+
 def test_quickstart_with_another_window_measures_again(run_dir):
     other = llamba(*quickstart_arguments(run_dir), "--window", 2)
-    assert (
-        other.returncode == 0 and "decode with distilled, window 2" in other.stdout and "align ──" not in other.stdout
-    )
+    assert other.returncode == 0 and "decode with distilled seed 1, window 2" in other.stdout
+    stages = other.stdout.split("seconds:")[0]
+    assert "align ──" not in stages and "evaluate" not in stages
     results = json.loads((run_dir / "run/results.json").read_text())
-    assert results["window"] == 2 and all(row["acceptance_length"] <= 2 for row in results["rows"][::4])
+    assert results["window"] == 2 and all(
+        row["acceptance_length"] <= 2 for row in results["rows"] if row["identical"] is not None
+    )
 
 
 def test_quickstart_does_not_mix_settings(run_dir):
@@ -187,11 +251,23 @@ def test_the_readme_s_use_of_the_decoder(run_dir, capsys):
     assert names["decoder"].stats.sequences == 3 and "length" in capsys.readouterr().out
 
 
+def test_tune_is_the_stage_that_quickstart_runs(run_dir, tmp_path):
+    arguments = "--data", run_dir / "text.txt", "--align-tokens", 2048, "--distill-tokens", 1024, "--seed", 1
+    done = llamba("tune", run_dir / "run/teacher", tmp_path / "tuned", *arguments)
+    assert done.returncode == 0 and "over the last tenth of 3072 tokens" in done.stdout
+    mine, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "tuned", run_dir / "run/tuned-seed1"))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
 def test_rank_eval_bench_and_env(run_dir, tmp_path):
     ranking = llamba("rank-layers", run_dir / "llama", "--data", run_dir / "text.txt")
     assert ranking.returncode == 0 and "KL after deletion" in ranking.stdout
     scores = llamba("eval", run_dir / "run/hybrid", "--teacher", run_dir / "llama", "--data", run_dir / "text.txt")
     assert scores.returncode == 0 and "layers deleted" in scores.stdout
+    other = llamba("eval", run_dir / "run/hybrid", "--untrained")
+    tokenizer, model = load_tokenizer(run_dir / "run/hybrid"), load_model(run_dir / "run/hybrid")
+    expected = evaluate_windows(model, tokenizer, token_windows(tokenizer, untrained_text(), 512, 24)).perplexity
+    assert other.returncode == 0 and f"{expected:.3f}" in other.stdout
     bench = llamba(
         "bench",
         run_dir / "run/hybrid",

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import VOCAB, write_teacher, write_text
+from tiny import CONVERTED, VOCAB
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llamba_kernels.distill import align, convert, distill, evaluate, rank_layers
+from llamba_kernels.distill import align, convert, distill, evaluate, rank_layers, tune
 from llamba_kernels.distill.align import Alignment
 from llamba_kernels.distill.convert import convert_model, mixer_inputs
 from llamba_kernels.distill.distill import Distillation, shared_layers
@@ -28,19 +28,10 @@ from llamba_kernels.distill.stage import model_digest
 from llamba_kernels.distill.text import read_text, token_windows
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
 
-LAYERS = [1, 2]
+LAYERS = CONVERTED
 RUN = {"tokens": 1024, "window": 32, "batch": 2, "lr": 3e-3}  # 16 steps
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """teacher, text and converted: made once, only read."""
-    folder = tmp_path_factory.mktemp("distill")
-    torch.manual_seed(0)
-    write_teacher(folder / "teacher")
-    write_text(folder)
-    convert(folder / "teacher", folder / "converted", LAYERS, folder / "text.txt", tokens=1024, window=64)
-    return folder
+TUNE = {"align_tokens": 640, "distill_tokens": 384, "window": 32, "batch": 2, "lr": 3e-3}  # 10 + 6 steps
+RUNS = {"align": RUN, "distill": {**RUN, "ce_weight": 0.5, "rest_lr": 1e-3}, "tune": TUNE}
 
 
 @pytest.fixture
@@ -205,6 +196,19 @@ def test_the_frozen_prefix_is_shared_only_where_it_is_equal(teacher, folders):
     assert Distillation(other, teacher)(windows())["loss"].item() == pytest.approx(loss, rel=0.02)
 
 
+def test_with_rest_lr_all_from_the_first_mixer_on_trains_at_its_own_rate(teacher):
+    student, _ = convert_model(teacher, LAYERS, windows())
+    objective = Distillation(student, teacher, rest_lr=1e-4)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    mixers, rest = ({names[id(p)] for p in group["params"]} for group in objective.parameter_groups(3e-3))
+    assert [group["lr"] for group in objective.parameter_groups(3e-3)] == [3e-3, 1e-4]
+    assert mixers == {name for name in names.values() if ".mamba." in name}
+    frozen = ("model.embed_tokens", "model.layers.0.")  # the head is the embedding
+    assert rest == {name for name in names.values() if ".mamba." not in name and not name.startswith(frozen)}
+    objective(windows())["loss"].backward()
+    assert {name for name, p in student.named_parameters() if p.grad is not None} == mixers | rest
+
+
 def test_evaluation_is_the_models_own_loss(teacher, folders):
     ids = windows(4, 48)
     tokenizer = AutoTokenizer.from_pretrained(folders / "teacher")
@@ -219,9 +223,8 @@ def test_evaluation_is_the_models_own_loss(teacher, folders):
 # A run that kills itself, without any clean-up, after the optimiser step `sys.argv[1]`.
 KILLED = """
     import os, signal, sys
-    from transformers import TrainerCallback
     from llamba_kernels.distill import training
-    from test_distill import RUN
+    from test_distill import RUNS
     import llamba_kernels.distill as stages
 
     class Kill(training.Metrics):
@@ -230,18 +233,18 @@ KILLED = """
                 os.kill(os.getpid(), signal.SIGKILL)
 
     training.Metrics = Kill
-    getattr(stages, sys.argv[2])(*sys.argv[3:], save_every=4, **RUN)
+    getattr(stages, sys.argv[2])(*sys.argv[3:], save_every=4, **RUNS[sys.argv[2]])
 """
 
 
-@pytest.mark.parametrize(("stage", "killed_after"), [("align", 11), ("distill", 8)])
+@pytest.mark.parametrize(("stage", "killed_after"), [("align", 11), ("distill", 8), ("tune", 10)])
 def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path, monkeypatch):
-    function = {"align": align, "distill": distill}[stage]
+    function, run = {"align": align, "distill": distill, "tune": tune}[stage], RUNS[stage]
     student, other = tmp_path / "student", tmp_path / "other"
     shutil.copytree(folders / "converted", student)
     convert(folders / "teacher", other, LAYERS, folders / "text.txt", tokens=1024, window=64, seed=1)
-    inputs = [student, folders / "teacher"]
-    function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **RUN)
+    inputs = [student] if stage == "tune" else [student, folders / "teacher"]
+    function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **run)
 
     call = [stage, *map(str, inputs), str(tmp_path / "resumed"), str(folders / "text.txt")]
     here = Path(__file__).parent
@@ -260,14 +263,14 @@ def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp
         file.write('{"step": 1')  # and amid a line
 
     with pytest.raises(ValueError, match=f"{stage}: lr must be 0.003 as in the interrupted run in .*; got 0.1"):
-        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**RUN, "lr": 0.1})
+        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **{**run, "lr": 0.1})
     student.rename(tmp_path / "first")
     other.rename(student)  # another model under the same path
-    with pytest.raises(ValueError, match=f"{stage}: student must be sha256:.* as in the interrupted run in"):
-        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **RUN)
+    with pytest.raises(ValueError, match=f"{stage}: (student|teacher) must be sha256:.* as in the interrupted run in"):
+        function(*inputs, tmp_path / "resumed", folders / "text.txt", save_every=4, **run)
 
     monkeypatch.chdir(tmp_path)  # the same models under other paths
-    function("first", inputs[1], "resumed", folders / "text.txt", save_every=4, **RUN)
+    function("first", *inputs[1:], "resumed", folders / "text.txt", save_every=4, **run)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
@@ -335,9 +338,18 @@ def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
             lambda f, out: distill(f / "converted", f / "teacher", out, f / "text.txt", tokens=10**7, window=32),
             "distill: tokens must be at most what the text holds, ",
         ),
+        (lambda f, out: tune(f / "teacher", out, align_tokens=9), "tune: tokens must be at least one step's, window x"),
+        (
+            lambda f, out: tune(f / "teacher", out, f / "text.txt", distill_tokens=10**7, window=32),
+            "tune: tokens must be at most what the text holds, ",
+        ),
         (
             lambda f, out: distill(f / "converted", f / "teacher", out, ce_weight=-1),
             "distill: ce_weight must not be negative; got -1",
+        ),
+        (
+            lambda f, out: distill(f / "converted", f / "teacher", out, rest_lr=-1),
+            "distill: rest_lr must not be negative; got -1",
         ),
         (
             lambda f, out: evaluate(f / "teacher", f / "text.txt", deleted=[4], window=32),

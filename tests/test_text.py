@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamba_kernels.distill.text import CHUNK_BYTES, read_text, text_files, token_windows
+from llamba_kernels.distill.text import (
+    CHUNK_BYTES,
+    WINDOWS_PER_CHUNK,
+    check_apart,
+    language_reference,
+    read_text,
+    text_files,
+    token_windows,
+    untrained_text,
+)
 
 
 class CharTokenizer:
@@ -30,6 +39,27 @@ def test_default_text_is_the_standard_library_without_other_packages():
     assert all(path.suffix == ".py" for path in files)
     assert not any("site-packages" in path.parts or "test" in path.parts for path in files)
     assert files == sorted(files)
+
+
+def test_the_untrained_text_is_prose_that_no_training_sees():
+    chunks = untrained_text()
+    assert language_reference().is_file() and language_reference() not in {path.resolve() for path in text_files()}
+    trained = "".join([*read_text().train, *read_text().held_out])
+    for chunk in chunks[:3]:
+        assert "statement" in chunk and not any(chunk[i : i + 400] in trained for i in range(0, 60_000, 6000))
+    assert sum(map(len, chunks)) > 4 * CHUNK_BYTES
+
+
+def test_an_untrained_text_of_the_users_counts_as_a_whole_and_may_not_be_trained_on(tmp_path):
+    a, b = (write(tmp_path, f"{name}.txt", name * 3 * CHUNK_BYTES) for name in "ab")
+    assert "".join(untrained_text(b)) == "b" * 3 * CHUNK_BYTES
+    check_apart("quickstart", a, b)
+    check_apart("quickstart", a, None)
+    for data, other in ((tmp_path, b), ([a, b], [b]), (language_reference(), None)):
+        with pytest.raises(
+            ValueError, match="quickstart: other_data must share no file with the text to train on; got"
+        ):
+            check_apart("quickstart", data, other)
 
 
 def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
@@ -75,6 +105,14 @@ def test_windows_of_a_seed_are_the_same_each_time_and_differ_between_seeds():
     assert torch.equal(first, again) and not torch.equal(first, other)
     text = ["".join(map(chr, row)) for row in first.tolist()]
     assert all(any(row in chunk for chunk in chunks) for row in text)
+
+
+def test_windows_of_a_seed_come_from_many_chunks_and_no_window_comes_twice():
+    chunks = ["".join(f"{chr(97 + c)}{i:03d}{chr(97 + c)}{i:03d}" for i in range(12)) for c in range(10)]
+    for count, chunks_seen in ((5, 2), (20, 5), (40, 10), (110, 10), (120, 10)):
+        rows = ["".join(map(chr, row)) for row in token_windows(CharTokenizer(), chunks, 8, count, "x").tolist()]
+        assert len(set(rows)) == count and len({row[0] for row in rows}) == chunks_seen
+    assert WINDOWS_PER_CHUNK == 4  # what the counts of chunks above follow from
 
 
 def test_windows_without_a_seed_are_spread_over_all_chunks():

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB = 320
+CONVERTED = [1, 2]  # layers
 
 
 def write_teacher(folder: Path, layers: int = 4) -> Path:

@@ -6,5 +6,6 @@ from .distill import distill
 from .evaluate import evaluate
 from .rank import rank_layers
 from .teacher import fetch_teacher
+from .tune import tune
 
-__all__ = ["align", "convert", "distill", "evaluate", "fetch_teacher", "rank_layers"]
+__all__ = ["align", "convert", "distill", "evaluate", "fetch_teacher", "rank_layers", "tune"]

@@ -52,7 +52,7 @@ def convert(
     tokenizer = load_tokenizer(teacher_dir, teacher)
     windows = token_windows(tokenizer, read_text(data).train, window, max(1, tokens // window), f"convert {seed}")
     student, conversion = convert_model(teacher, layers, windows, seed)
-    with new_folder(out_dir) as staging:
+    with new_folder(out_dir, "convert") as staging:
         save_model(student, tokenizer, staging)
     return conversion
 

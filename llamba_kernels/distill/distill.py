@@ -14,14 +14,37 @@ from .training import Objective, Recipe, Training
 
 
 class Distillation(Objective):
-    """KL(teacher || student) per token, plus ce_weight * cross entropy; the mixers train."""
+    """KL(teacher || student) per token, plus ce_weight * cross entropy.
 
-    def __init__(self, student: LlambaForCausalLM, teacher: LlambaForCausalLM, ce_weight: float = 0.0):
-        mixers = {str(i): student.model.layers[i].mamba for i in student.config.mamba_layers}
-        super().__init__(mixers, [student, teacher])
-        self.ce_weight = ce_weight
+    The mixers train; with rest_lr, the learning rate of what came from the teacher, so does everything from the first
+    converted layer to the final norm. The embedding, the head and the layers below stay the teacher's.
+    """
+
+    def __init__(
+        self,
+        student: LlambaForCausalLM,
+        teacher: LlambaForCausalLM,
+        ce_weight: float = 0.0,
+        rest_lr: float = 0.0,
+    ):
+        mixers = student.config.mamba_layers
+        trained = {str(i): student.model.layers[i].mamba for i in mixers}
+        if rest_lr:
+            for i in range(min(mixers), len(student.model.layers)):
+                parts = student.model.layers[i].named_children()
+                trained[f"rest{i}"] = nn.ModuleDict({name: part for name, part in parts if name != "mamba"})
+            trained["norm"] = student.model.norm
+        super().__init__(trained, [student, teacher])
+        self.mixers, self.ce_weight, self.rest_lr = mixers, ce_weight, rest_lr
         self.chunk = CHUNK
         self.shared = shared_layers(student, teacher)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        mixers = [p for i in self.mixers for p in self.trained[str(i)].parameters()]
+        known = set(map(id, mixers))
+        rest = [p for p in self.trained.parameters() if id(p) not in known]
+        groups = [{"params": mixers, "lr": lr}]
+        return [*groups, {"params": rest, "lr": self.rest_lr}] if rest else groups
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         student, teacher = self._models
@@ -70,15 +93,17 @@ def distill(
     batch: int = 1,
     seed: int = 0,
     ce_weight: float = 0.0,
+    rest_lr: float = 0.0,
     save_every: int = 25,
 ) -> Training:
     """Distil the model in `teacher_dir` into the hybrid in `student_dir` and write the result to `out_dir`.
 
-    The numbers are those of `training.Recipe`; an interrupted call, repeated, resumes (see `training.run_training`).
+    ce_weight and rest_lr are `Distillation`'s, the other numbers those of `training.Recipe`; an interrupted call,
+    repeated, resumes (see `training.run_training`).
     """
-    if ce_weight < 0:
-        raise ValueError(f"distill: ce_weight must not be negative; got {ce_weight}")
+    for name, value in (("ce_weight", ce_weight), ("rest_lr", rest_lr)):
+        if value < 0:
+            raise ValueError(f"distill: {name} must not be negative; got {value}")
     recipe = Recipe(tokens=tokens, lr=lr, window=window, batch=batch, seed=seed)
-    return run_stage(
-        "distill", Distillation, student_dir, teacher_dir, out_dir, data, recipe, save_every, ce_weight=ce_weight
-    )
+    options = {"ce_weight": ce_weight, "rest_lr": rest_lr}
+    return run_stage("distill", Distillation, student_dir, teacher_dir, out_dir, data, recipe, save_every, **options)

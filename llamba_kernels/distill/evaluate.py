@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte on the held-out text."""
+"""Perplexity and bits per byte on text that no training has seen."""
 
 import math
 import time
@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
-from .forward import embed, fast_autocast, run_layers
+from .forward import embed, fast_autocast, frozen_casts, run_layers
 from .losses import next_token_nll
 from .progress import track
-from .text import read_text, token_windows
+from .text import read_text, token_windows, untrained_text
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,18 @@ def evaluate(
     deleted: Collection[int] = (),
     tokens: int = 12_288,
     window: int = 512,
+    untrained: bool = False,
 ) -> Evaluation:
     """Score a model folder on the held-out part of `data`, in windows that each start without context.
 
     Args:
         deleted: layers whose token mixer is left out: the control that a converted model has to beat.
+        untrained: `data` is of a domain not trained on, all of it counts, and the default is `untrained_text`'s.
     """
     model = load_model(model_dir)
     tokenizer = load_tokenizer(model_dir, model)
-    windows = token_windows(tokenizer, read_text(data).held_out, window, max(1, tokens // window))
+    chunks = untrained_text(data) if untrained else read_text(data).held_out
+    windows = token_windows(tokenizer, chunks, window, max(1, tokens // window))
     return evaluate_windows(model, tokenizer, windows, deleted)
 
 
@@ -52,7 +55,7 @@ def evaluate_windows(
             raise ValueError(f"eval: deleted must be in 0..{model.config.num_hidden_layers - 1}; got {layer}")
     started = time.perf_counter()
     nll = 0.0
-    with torch.no_grad(), fast_autocast(model.device):
+    with torch.no_grad(), frozen_casts(model, device=model.device), fast_autocast(model.device):
         for batch in track(windows.split(4), "eval"):
             batch = batch.to(model.device)
             hidden, context = embed(model, batch)

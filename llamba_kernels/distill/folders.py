@@ -1,4 +1,4 @@
-"""Model folders that are either complete or absent."""
+"""Files and model folders that are either complete or absent, and the sentence that says why one cannot be written."""
 
 import contextlib
 import os
@@ -6,24 +6,56 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.loading import quiet
 
 
 @contextlib.contextmanager
-def new_folder(out_dir: str | Path) -> Iterator[Path]:
-    """A staging folder beside `out_dir` that takes its name when the block ends well and vanishes when it does not."""
+def new_folder(out_dir: str | Path, command: str) -> Iterator[Path]:
+    """A staging folder beside `out_dir` that takes its name when the block ends well and vanishes when it does not.
+
+    What keeps it from being written, such as a full disk, is said in one sentence in the name of `command`.
+    """
     out_dir = Path(out_dir)
     staging = out_dir.with_name(out_dir.name + ".staging")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-    staging.mkdir(parents=True)
-    try:
+    with saving(command, out_dir, staging):
+        staging.mkdir(parents=True)
         yield staging
         publish(staging, out_dir)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+
+
+@contextlib.contextmanager
+def saving(command: str, path: Path, staging: Path | None = None) -> Iterator[None]:
+    """A block that writes `path`: what goes wrong is said in one sentence, and `staging`, its unfinished part, removed.
+
+    Each library says a full disk in a way of its own: Python with an OSError, safetensors with a SafetensorError,
+    torch.save with a RuntimeError.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if staging is not None and staging.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)
+        elif staging is not None:
+            staging.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, SafetensorError, RuntimeError)):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(
+            f"{command}: {path} must be writable (make room, and the same command goes on from here); got {reason}"
+        ) from error
+
+
+def write_file(command: str, path: Path, text: str):
+    """Replace a file, wholly or not at all; its folder is made if need be."""
+    staging = path.with_name(path.name + ".tmp")
+    with saving(command, path, staging):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(text)
+        publish(staging, path)
 
 
 def publish(staging: Path, path: Path):

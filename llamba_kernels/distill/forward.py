@@ -1,10 +1,10 @@
 """Forward passes that stop between layers: what ranking, alignment and distillation share."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import LlambaForCausalLM
 from ..models.model import SequenceContext
@@ -40,3 +40,33 @@ def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     else:
         enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def autocast_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+    """What matrix products take where autocast is on, else `otherwise`."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else otherwise
+
+
+@contextlib.contextmanager
+def frozen_casts(*models: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block, linear layers that take no gradient hold their weights in autocast's dtype.
+
+    The products have the same bits, and each step saves the casts: autocast remembers only those of weights that train.
+    A tied head is untied from the embedding meanwhile, which stays as it is.
+    """
+    with fast_autocast(device):
+        dtype = autocast_dtype(device, torch.float32)
+    linears = {module for model in models for module in model.modules() if isinstance(module, nn.Linear)}
+    originals = {
+        linear: linear.weight
+        for linear in linears
+        if linear.weight.dtype == torch.float32 != dtype
+        and not (linear.weight.requires_grad and torch.is_grad_enabled())
+    }
+    try:
+        for linear, weight in originals.items():
+            linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        yield
+    finally:
+        for linear, weight in originals.items():
+            linear.weight = weight

@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 256  # positions whose logits exist at once: 50 MB per fp32 tensor at a vocabulary of 49,152
+from .forward import autocast_dtype
+
+# Positions whose logits exist at once: 12.6 MB per fp32 tensor at a vocabulary of 49,152. With 128, which a CPU's cache
+# and the C library's heap no longer hold, log_softmax was measured to take four times as long per position.
+CHUNK = 64
 
 
 def distillation_loss(
@@ -38,9 +42,10 @@ class _DistillationLoss(torch.autograd.Function):
         count, device = len(student), student.device
         gradient = torch.empty_like(student)
         loss = torch.zeros((), device=device)
-        # Autocast does not remember the casts of frozen weights: without this each chunk would cast both heads anew.
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else student.dtype
-        student_head, teacher_head = student_head.to(dtype), teacher_head.to(dtype)
+        dtype = autocast_dtype(device, student.dtype)
+        student, student_head, teacher, teacher_head = (
+            t.to(dtype) for t in (student, student_head, teacher, teacher_head)
+        )
         for start in range(0, count, chunk):
             rows = slice(start, start + chunk)
             log_q = log_probabilities(student[rows], student_head)  # [rows, vocab] fp32
@@ -62,9 +67,51 @@ class _DistillationLoss(torch.autograd.Function):
         return gradient * upstream, *[None] * 6
 
 
+def next_token_loss(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Mean cross entropy of `labels` (positions) given hidden states (positions, hidden) and a head that trains, too.
+
+    A chunk's logits exist in fp32; their gradients, in the dtype of the products, for eight chunks at once: the head's
+    gradient is as large as the head, and is added up once per eight.
+    """
+    return _NextTokenLoss.apply(hidden, head, labels, chunk)
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    """As `_DistillationLoss`, the gradients are formed while the logits exist; here the head has one as well."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, labels, chunk):
+        count, device = len(hidden), hidden.device
+        dtype = autocast_dtype(device, hidden.dtype)
+        narrow_head, narrow = head.to(dtype), hidden.to(dtype)
+        d_hidden, d_head = torch.empty_like(hidden), torch.zeros_like(head)
+        loss = torch.zeros((), device=device)
+        for start in range(0, count, 8 * chunk):
+            block = slice(start, min(start + 8 * chunk, count))
+            d_logits = narrow.new_empty(block.stop - start, len(head))
+            for first in range(start, block.stop, chunk):
+                rows = slice(first, min(first + chunk, block.stop))
+                log_q = log_probabilities(narrow[rows], narrow_head)  # [rows, vocab] fp32
+                loss += F.nll_loss(log_q, labels[rows], reduction="sum")
+                q = log_q.exp_()
+                q[torch.arange(len(q), device=device), labels[rows]] -= 1
+                d_logits[first - start : rows.stop - start] = q.div_(count)
+            d_hidden[block] = (d_logits @ narrow_head).to(d_hidden.dtype)
+            d_head += d_logits.T @ narrow[block]
+        ctx.save_for_backward(d_hidden, d_head)
+        return loss / count
+
+    @staticmethod
+    def backward(ctx, upstream):
+        d_hidden, d_head = ctx.saved_tensors
+        return d_hidden * upstream, d_head * upstream, None, None
+
+
 @torch.no_grad()
 def kl_divergence(reference: Tensor, hidden: Tensor, head: Tensor, chunk: int = CHUNK) -> float:
     """Mean KL(reference || hidden) over positions that share a head; no gradient."""
+    dtype = autocast_dtype(hidden.device, hidden.dtype)
+    reference, hidden, head = reference.to(dtype), hidden.to(dtype), head.to(dtype)
     total = 0.0
     for a, b in zip(reference.split(chunk), hidden.split(chunk), strict=True):
         log_p, log_q = log_probabilities(a, head), log_probabilities(b, head)
@@ -75,10 +122,12 @@ def kl_divergence(reference: Tensor, hidden: Tensor, head: Tensor, chunk: int = 
 @torch.no_grad()
 def next_token_nll(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int = CHUNK) -> float:
     """Summed negative log likelihood, in nats, of `targets` (positions) given hidden states (positions, hidden)."""
+    dtype = autocast_dtype(hidden.device, hidden.dtype)
+    hidden, head = hidden.to(dtype), head.to(dtype)
     pairs = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     return sum(F.nll_loss(log_probabilities(h, head), t, reduction="sum").item() for h, t in pairs)
 
 
 def log_probabilities(hidden: Tensor, head: Tensor) -> Tensor:
-    """(rows, vocab) fp32."""
-    return torch.log_softmax(F.linear(hidden, head.to(hidden.dtype)).float(), dim=-1)
+    """(rows, vocab) fp32. Both arguments have the dtype of the product: else autocast would cast the head each time."""
+    return torch.log_softmax(F.linear(hidden, head).float(), dim=-1)

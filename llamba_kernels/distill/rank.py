@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
-from .forward import embed, fast_autocast, run_layers
+from .forward import embed, fast_autocast, frozen_casts, run_layers
 from .losses import kl_divergence
 from .progress import track
 from .text import read_text, token_windows
@@ -49,10 +49,9 @@ def rank_model(teacher: LlambaForCausalLM, windows: Tensor, every: int = 4) -> R
     nearly the same, and with a large vocabulary the output costs as much as many layers.
     """
     started = time.perf_counter()
-    head = teacher.lm_head.weight
     attention = [i for i, kind in enumerate(teacher.config.layers) if kind == "attention"]
 
-    with torch.no_grad(), fast_autocast(teacher.device):
+    with torch.no_grad(), frozen_casts(teacher, device=teacher.device), fast_autocast(teacher.device):
         below, context = embed(teacher, windows.to(teacher.device))
 
         def final(hidden: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ def rank_model(teacher: LlambaForCausalLM, windows: Tensor, every: int = 4) -> R
         inputs = [below]
         for i in range(teacher.config.num_hidden_layers):
             inputs.append(run_layers(teacher, inputs[-1], context, i, i + 1))
-        reference = final(inputs[-1])
+        reference, head = final(inputs[-1]), teacher.lm_head.weight
         # A deletion changes nothing below it, so each run starts at the deleted layer: half the work.
         kl = {
             i: kl_divergence(reference, final(run_layers(teacher, inputs[i], context, i, deleted=[i])), head)

@@ -1,17 +1,20 @@
-"""What alignment and distillation have in common: two model folders in, one out, resumable in between."""
+"""What the training stages have in common: model folders in, one out, resumable in between."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
 from .folders import check_absent, new_folder, save_model
+from .forward import frozen_casts
 from .text import read_text, token_windows
-from .training import Objective, Recipe, Training, run_training
+from .training import Objective, Recipe, Training, run_training, training_device
 
 
 def run_stage(
@@ -30,21 +33,58 @@ def run_stage(
     Until that folder is complete everything is in `out_dir`.partial; the same call resumes from there.
     """
     out_dir = Path(out_dir)
-    check_absent(command, out_dir)
-    recipe.check(command)
+    check_stage(command, out_dir, recipe)
     student, teacher = load_model(student_dir), load_model(teacher_dir)
     tokenizer = load_tokenizer(student_dir, student)
     check_pair(command, student, teacher)
-    count = recipe.steps * recipe.batch
-    windows = token_windows(tokenizer, read_text(data).train, recipe.window, count, f"{command} {recipe.seed}")
-
-    work_dir = out_dir.with_name(out_dir.name + ".partial")
-    sources = {"command": command, "student": model_digest(student), "teacher": model_digest(teacher), **options}
+    windows = stage_windows(command, tokenizer, read_text(data).train, recipe)
+    models = {"student": student, "teacher": teacher}
     loss = objective(student, teacher, **options)
-    training = run_training(command, loss, windows, recipe, work_dir, sources, save_every)
-    loss.finish(windows)
-    with new_folder(out_dir) as staging:
-        save_model(student, tokenizer, staging)
+    return train_into(out_dir, command, loss, student, tokenizer, windows, recipe, models, save_every, **options)
+
+
+def check_stage(command: str, out_dir: Path, recipe: Recipe):
+    check_absent(command, out_dir)
+    recipe.check(command)
+
+
+def stage_windows(
+    command: str, tokenizer: PreTrainedTokenizerBase, chunks: Sequence[str], recipe: Recipe, of: str | None = None
+) -> Tensor:
+    """The windows of `recipe`, (count, window): those that the stage `of` sees with it, by default `command` itself."""
+    count = recipe.steps * recipe.batch
+    windows = token_windows(tokenizer, chunks, recipe.window, count, f"{of or command} {recipe.seed}")
+    if len(windows) < count:
+        raise ValueError(
+            f"{command}: tokens must be at most what the text holds, {windows.numel()} in windows of {recipe.window}; "
+            f"got {recipe.tokens}"
+        )
+    return windows
+
+
+def train_into(
+    out_dir: Path,
+    command: str,
+    objective: Objective,
+    model: LlambaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Tensor,
+    recipe: Recipe,
+    models: Mapping[str, LlambaForCausalLM],
+    save_every: int,
+    **options: float,
+) -> Training:
+    """Train, then write `model`, its tokenizer and metrics.jsonl to `out_dir`; `out_dir`.partial holds all before.
+
+    `models` and `options` are what, besides the windows and the recipe, decides the result.
+    """
+    work_dir = out_dir.with_name(out_dir.name + ".partial")
+    sources = {"command": command, **{name: model_digest(each) for name, each in models.items()}, **options}
+    with frozen_casts(*models.values(), device=training_device()):
+        training = run_training(command, objective, windows, recipe, work_dir, sources, save_every)
+        objective.finish(windows)
+    with new_folder(out_dir, command) as staging:
+        save_model(model, tokenizer, staging)
         shutil.copy(work_dir / "metrics.jsonl", staging)
     shutil.rmtree(work_dir)
     return training

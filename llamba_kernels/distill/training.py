@@ -1,4 +1,4 @@
-"""The training loop of alignment and distillation: transformers' Trainer, with exact resume and JSONL metrics."""
+"""The training loop of every stage that trains: transformers' Trainer, with exact resume and JSONL metrics."""
 
 import hashlib
 import json
@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .folders import publish, sync
-from .progress import progress_bar
+from .folders import publish, saving, sync, write_file
+from .progress import Steps
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,10 @@ class Objective(nn.Module):
         for model in self._models:
             model.to(device)
 
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """For the optimiser: what trains, with its peak learning rate."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
     def finish(self, windows: Tensor):
         """What is left to do on the run's windows when the last step is taken; nothing, unless overridden."""
 
@@ -92,22 +95,16 @@ def run_training(
     sources: Mapping[str, str],
     save_every: int = 25,
 ) -> Training:
-    """Train on (count, window) token ids in the given order, checkpointing to `work_dir`.
+    """Train on (steps x batch, window) token ids in the given order, checkpointing to `work_dir`.
 
     A run that was interrupted, at any point and in any way, goes on from its last checkpoint and ends in the same
     bits as one that was not. `sources` says what else decides the result, by its content; a changed one is refused,
     as is a changed recipe.
     """
-    if len(windows) < recipe.steps * recipe.batch:
-        raise ValueError(
-            f"{command}: tokens must be at most what the text holds, {windows.numel()} in windows of {recipe.window}; "
-            f"got {recipe.tokens}"
-        )
-    windows = windows[: recipe.steps * recipe.batch]
     digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
     _claim(command, work_dir, {**asdict(recipe), **sources, "windows": digest})
 
-    use_cpu = not torch.cuda.is_available()
+    use_cpu = training_device().type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(work_dir / "staging"),
         max_steps=recipe.steps,
@@ -115,8 +112,6 @@ def run_training(
         learning_rate=recipe.lr,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, int(recipe.warmup * recipe.steps)),
-        adam_beta2=0.99,  # the default 0.999 averages over more steps than a short run has
-        optim="adamw_torch_fused",
         max_grad_norm=1.0,
         save_steps=save_every,
         logging_steps=1,
@@ -129,21 +124,32 @@ def run_training(
         report_to="none",
     )
     shutil.rmtree(arguments.output_dir, ignore_errors=True)  # half a checkpoint, if a save was interrupted
-    with progress_bar() as bar:
-        metrics = Metrics(command, work_dir / "metrics.jsonl", recipe, bar)
-        trainer = Trainer(
+    with Steps(command, recipe.steps) as steps:
+        metrics = Metrics(command, work_dir / "metrics.jsonl", recipe, steps)
+        objective.move(arguments.device)
+        groups = objective.parameter_groups(recipe.lr)
+        # The default beta 0.999 averages over more steps than a short run has.
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        trainer = Saver(
+            command,
+            work_dir,
             model=objective,
             args=arguments,
             train_dataset=Windows(windows),
-            callbacks=[PublishCheckpoint(work_dir), metrics],
+            callbacks=[PublishCheckpoint(command, work_dir), metrics],
+            optimizers=(optimizer, None),
         )
         trainer.remove_callback(PrinterCallback)
-        objective.move(arguments.device)
         trainer.train(resume_from_checkpoint=latest_checkpoint(work_dir))
     lines = read_metrics(metrics.path)
     tail = lines[-max(1, recipe.steps // 10) :]
     loss = sum(line["loss"] for line in tail) / len(tail)
     return Training(recipe.steps, windows.numel(), loss, lines[-1]["seconds"])
+
+
+def training_device() -> torch.device:
+    """Where Trainer trains: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def latest_checkpoint(work_dir: Path) -> str | None:
@@ -172,19 +178,32 @@ class Windows(torch.utils.data.Dataset):
         return {"input_ids": self.windows[index]}
 
 
+class Saver(Trainer):
+    """A Trainer that says in one sentence what kept a checkpoint from being written, and leaves no half of it."""
+
+    def __init__(self, command: str, work_dir: Path, **options):
+        super().__init__(**options)
+        self.command, self.work_dir = command, work_dir
+
+    def _save_checkpoint(self, model, trial):
+        with saving(self.command, self.work_dir, Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
+
 class PublishCheckpoint(TrainerCallback):
     """Trainer writes a checkpoint file by file; here it takes its final name, in one step, once it is complete."""
 
-    def __init__(self, work_dir: Path):
-        self.work_dir = work_dir
+    def __init__(self, command: str, work_dir: Path):
+        self.command, self.work_dir = command, work_dir
 
     def on_save(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         older = list(self.work_dir.glob("checkpoint-*"))
         name = f"checkpoint-{state.global_step}"
-        sync(self.work_dir / "metrics.jsonl")  # a resumed run takes its steps up to the checkpoint from there
-        publish(Path(args.output_dir) / name, self.work_dir / name)
+        with saving(self.command, self.work_dir, Path(args.output_dir)):
+            sync(self.work_dir / "metrics.jsonl")  # a resumed run takes its steps up to the checkpoint from there
+            publish(Path(args.output_dir) / name, self.work_dir / name)
         for folder in older:
             shutil.rmtree(folder)
 
@@ -192,20 +211,15 @@ class PublishCheckpoint(TrainerCallback):
 class Metrics(TrainerCallback):
     """One JSON line per step; lines past the checkpoint that a run resumes from are dropped."""
 
-    def __init__(self, command: str, path: Path, recipe: Recipe, bar: Progress):
-        self.command, self.path, self.recipe, self.bar = command, path, recipe, bar
+    def __init__(self, command: str, path: Path, recipe: Recipe, steps: Steps):
+        self.command, self.path, self.recipe, self.steps = command, path, recipe, steps
 
     def on_train_begin(self, args, state, control, **kwargs):
         lines = read_metrics(self.path) if self.path.exists() else []
         lines = [line for line in lines if line["step"] <= state.global_step]
-        kept = self.path.with_suffix(".tmp")
-        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        publish(kept, self.path)
+        write_file(self.command, self.path, "".join(json.dumps(line) + "\n" for line in lines))
         self.started = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
-        self.task = self.bar.add_task(self.command, total=state.max_steps, completed=state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(self.task, completed=state.global_step)
+        self.steps.done(state.global_step)
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "loss" not in logs:
@@ -221,9 +235,9 @@ class Metrics(TrainerCallback):
             "tokens": state.global_step * self.recipe.batch * self.recipe.window,
             "seconds": round(time.perf_counter() - self.started, 3),
         }
-        with open(self.path, "a") as file:
+        with saving(self.command, self.path), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self.bar.update(self.task, description=f"{self.command}  loss {logs['loss']:.4f}")
+        self.steps.done(state.global_step, f"loss {logs['loss']:.4f}")
 
 
 def _claim(command: str, work_dir: Path, recipe: dict):
@@ -238,10 +252,7 @@ def _claim(command: str, work_dir: Path, recipe: dict):
                     f"or delete that folder; got {recipe.get(name)}"
                 )
         return
-    work_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(recipe, indent=1))
-    publish(unfinished, path)
+    write_file(command, path, json.dumps(recipe, indent=1))
 
 
 def _step(checkpoint: Path) -> int:
