@@ -86,7 +86,7 @@ def notes(rows: list[ModelRow], prompts: int, new_tokens: int) -> str:
 
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("model", no_wrap=True)  # a long path wraps, numbers never do
+    table.add_column("model")  # a long path wraps, numbers never do
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
