@@ -32,7 +32,7 @@ from .speculative import SpeculativeDecoder
 from .speculative.profile import profile_step
 
 # Two seeds of everything fit fifteen minutes on two cores with these; the stages' own defaults are larger.
-ALIGN_TOKENS = 49_152
+ALIGN_TOKENS = 28_672
 DISTILL_TOKENS = 24_576
 # The tuned teacher has learnt the text with all its parameters: so may the student, while it learns from the teacher.
 DISTILL_OPTIONS = {"ce_weight": 1.0, "rest_lr": 1e-4}
