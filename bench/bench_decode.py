@@ -75,7 +75,7 @@ def bench_decode(request, benchmark, name, dtype):
     prompts = held_out_prompts(tokenizer, None, PROMPTS, PROMPT_TOKENS)
     contenders = {"plain": ours(model, 1)} | {f"window {window}": ours(model, window) for window in WINDOWS}
     contenders["window 4, own first 6 layers"] = ours(model, 4, ModelDraft(first_layers(model, 6)))
-    if name == "teacher":  # transformers knows no hybrid's cache: its generate would recompute the sequence
+    if name == "teacher":  # on the hybrid transformers' generate would take our steps
         contenders = {"transformers generate": transformers_generate(folder, dtype)} | contenders
     for contender in contenders.values():
         contender(prompts[0])  # warm caches, captures

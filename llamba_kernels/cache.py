@@ -199,6 +199,7 @@ class DecodeCache:
                 kv += [buffers.k, buffers.v]
         ops.slot_copy(self.cursor.table, states, kv, src, dst, width=self.session.width)
 
+    @torch.inference_mode()
     def state_import(self, slot: int, saved: SavedSlot) -> None:
         """Put a saved sequence into a slot, of this cache or of another for the same model.
 

@@ -19,6 +19,8 @@ class Capture:
     changes inside those tensors. What else `body` does, beside operators of this package, is not repeated.
     """
 
+    _calls = ctypes.c_void_p()
+
     def __init__(self, body: Callable[[], object], held: object):
         self._held = held
         native.llamba_capture_begin()
@@ -26,10 +28,15 @@ class Capture:
             body()
         finally:
             self._calls = ctypes.c_void_p(native.llamba_capture_end())
+        if not self._calls:
+            raise ValueError("Capture: body must not make a capture itself; got one that did")
 
     def __del__(self):
         if native is not None:  # the interpreter may be gone
             native.llamba_capture_free(self._calls)
+
+    def __reduce__(self):
+        raise TypeError("Capture: a capture must not be copied or pickled, because it holds addresses; got one to copy")
 
     def replay(self) -> None:
         """All calls in order. The first that refuses ends it and raises its sentence; a step is then left open."""

@@ -1,11 +1,14 @@
 """Captured operators: a replay does what the calls did, on what their memory holds by then."""
 
+import copy
+import pickle
 from collections import Counter
 
 import pytest
 import torch
 from helpers import assert_bitwise, assert_refused
-from test_step import int32, make_model
+from test_step import VOCAB, int32, make_model
+from torch.nn.utils import parametrize, prune
 
 from llamba_kernels import ops
 from llamba_kernels.cache import DecodeCache, Session
@@ -81,6 +84,22 @@ def test_a_capture_that_fails_leaves_no_trace():
     assert set(seconds) == {"silu_mul"}
 
 
+def test_a_capture_within_a_capture_is_refused():
+    chain = Chain()
+    sentence = "Capture: body must not make a capture itself; got one that did"
+    assert_refused(ValueError, sentence, Capture, lambda: Capture(chain.run, chain), chain)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_capture_is_not_copied(copied):
+    """Two that free the same calls, or calls on memory of another process."""
+    chain = Chain()
+    capture = Capture(chain.run, None)
+    sentence = "Capture: a capture must not be copied or pickled, because it holds addresses; got one to copy"
+    assert_refused(TypeError, sentence, copied, capture)
+    capture.replay()
+
+
 def test_operators_that_point_to_their_own_lists_are_refused():
     cursor, slots = torch.zeros(1, 20, dtype=torch.int32), int32(0)
 
@@ -130,3 +149,67 @@ def test_bind_sees_other_parameters_and_an_old_capture_keeps_its_own():
     assert_bitwise(logits(), first)  # the memory that the capture knows, and keeps
     step.bind()
     assert_bitwise(logits(), 2 * first)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class Adapted(torch.nn.Module):
+    """A Linear and what was trained beside it, as adapters are."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    weight, bias = property(lambda self: self.base.weight), property(lambda self: self.base.bias)
+
+    def forward(self, u):
+        return 2 * self.base(u)
+
+
+@pytest.mark.parametrize(
+    "change, got",
+    [
+        (lambda mlp: prune.l1_unstructured(mlp.up_proj, "weight", 0.5), "Linear"),
+        (lambda mlp: parametrize.register_parametrization(mlp.up_proj, "weight", Doubled()), "ParametrizedLinear"),
+        (lambda mlp: setattr(mlp, "up_proj", Adapted(mlp.up_proj)), "Adapted"),
+    ],
+    ids=["pruned", "parametrized", "adapter"],
+)
+def test_weights_that_a_step_cannot_read_where_they_lie_are_refused(change, got):
+    """Their memory is another one after the next forward, or they are not all that the forward computes."""
+    model = make_model()
+    step = StepModel(model, DecodeCache(model.config, 64))
+    change(model.model.layers[1].mlp)
+    sentence = (
+        "step: model must be of plain modules that own their weights, which a step reads where they lie (merge "
+        f"adapters, remove parametrizations and pruning); got model.layers.1.mlp.up_proj ({got})"
+    )
+    assert_refused(ValueError, sentence, step.bind)
+    assert_refused(ValueError, sentence, StepModel, model, DecodeCache(model.config, 64))
+
+
+def test_a_model_that_was_moved_or_cast_is_refused():
+    model = make_model()
+    step = StepModel(model, DecodeCache(model.config, 64))
+    sentence = "step: model must be float32 on cpu, as its buffers are; got bfloat16 on cpu"
+    model.to(torch.bfloat16)
+    assert_refused(ValueError, sentence, step.bind)
+    sentence = "step: model must be float32 on cpu, as its buffers are; got float32 on meta"
+    assert_refused(ValueError, sentence, StepModel, make_model().to("meta"), DecodeCache(model.config, 64))
+
+
+def test_a_head_with_a_bias():
+    model = make_model()
+    head = torch.nn.Linear(32, VOCAB)
+    head.weight = model.lm_head.weight
+    model.set_output_embeddings(head)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    step = StepModel(model, DecodeCache(model.config, 64))
+    step.cache.prefill(model, 0, tokens[0, :3])
+    step.cache.cursor.begin(int32(0), int32(1))
+    torch.testing.assert_close(
+        step(int32(0), tokens[:, 3:])[0, 0], model(tokens).logits[0, 3].detach(), rtol=1e-4, atol=1e-4
+    )

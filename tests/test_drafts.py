@@ -191,8 +191,9 @@ def test_drafts_that_are_refused():
         "(such as the class PromptLookup), when batch is above 1; got one PromptLookup and batch = 2"
     )
     assert_refused(ValueError, sentence, SpeculativeDecoder, model, draft=PromptLookup(), batch=2)
-    sentence = "SpeculativeDecoder: draft must be a Draft, a function that makes one, or a ModelDraft; got str"
-    assert_refused(TypeError, sentence, SpeculativeDecoder, model, draft="lookup")
+    for draft, got in (("lookup", "str"), (tiny_model(["mamba2"]), "LlambaForCausalLM")):
+        sentence = f"SpeculativeDecoder: draft must be a Draft, a function that makes one, or a ModelDraft; got {got}"
+        assert_refused(TypeError, sentence, SpeculativeDecoder, model, draft=draft)
     sentence = "ModelDraft: model must be a LlambaForCausalLM; got Linear"
     assert_refused(TypeError, sentence, ModelDraft, torch.nn.Linear(2, 2))
     sentence = "ForcedDraft: sequences must hold one that begins with the prompt; got [1, 2]"

@@ -41,9 +41,8 @@ def drafts_of(model, other, plain, prompts):
     }
     return {
         "prompt lookup": PromptLookup,
-        "own first 11 layers": ModelDraft(
-            first_layers(model, 11)
-        ),  # of the hybrid: four of them, rolled back by cursor
+        # Right now and then; the hybrid's have Mamba-2 layers among them, rolled back by cursor.
+        "own first 25 layers": ModelDraft(first_layers(model, 25)),
         "another model": ModelDraft(other),
         **forced,
     }

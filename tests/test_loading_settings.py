@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from damaged import WEIGHTS, refusal, write_models
-from llamas import LLAMA3_ROPE, SIZES
+from llamas import LLAMA3_ROPE, SIZES, YARN_ROPE
 from test_cli import llamba
 from tiny import write_text
 
@@ -58,6 +58,7 @@ OTHERS["rope_parameters"] += [{"rope_type": "default", **rope} for rope in ROPES
 OTHERS["rope_parameters"] += [{"rope_type": "linear", "rope_theta": 100.0, "factor": factor} for factor in ("2", 0, [])]
 OTHERS["rope_parameters"] += [{"rope_type": "llama3", "rope_theta": 100.0, "factor": 2.0}]
 OTHERS["rope_parameters"] += [LLAMA3_ROPE | {"low_freq_factor": 4.0}]  # as large as the high one
+YARNS = {"beta_fast": "x", "beta_slow": -1.0, "attention_factor": "x", "partial_rotary_factor": 0.5, "rope_theta": 1.0}
 LAYERS = ["x", 3, True, {}, [], ["mamba2"], ["mamba2"] * 4, ["mamba2", "attention", "mamba3"], ["mamba2", None, 3]]
 
 
@@ -71,8 +72,11 @@ def test_config_fields_of_wrong_types_and_values(copy_of, kind):
     wrong = {name: values + [None] * (name not in OPTIONAL) for name, values in wrong.items()}
     wrong |= {name: ["x", "7", 2.5, True, {}, ["x"], [None]] for name in TOKENS}
     wrong |= {name: ["true", 0, 1, None, []] for name in FLAGS} | OTHERS
-    if kind == "hybrid":
+    if kind == "hybrid":  # what yarn may have transformers refuses in a Llama, in its own words
         wrong["layers"] = LAYERS
+        wrong["rope_parameters"] = OTHERS["rope_parameters"] + [
+            YARN_ROPE | {name: value} for name, value in YARNS.items()
+        ]
     for name, values in wrong.items():
         for value in values:
             config.write_text(json.dumps({**settings, name: value}))

@@ -108,6 +108,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
 ids = tokenizer("import os\\n", return_tensors="pt").input_ids
 tokens = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1]:].tolist()
+recomputed = model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False)[0, ids.shape[1]:].tolist()
+assert tokens == recomputed
 assert tokens == llamba_kernels.SpeculativeDecoder(model).generate(ids[0].tolist(), 12).tokens
 print(type(model).__name__, tokenizer.decode(tokens))
 """

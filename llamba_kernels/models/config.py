@@ -6,8 +6,10 @@ import typing
 from collections.abc import Iterable
 from types import NoneType, UnionType
 
+import torch
 from transformers import LlamaConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 LAYER_KINDS = ("attention", "mamba2")
 # The scalings whose frequencies do not depend on the sequence length, and what each needs besides rope_theta.
@@ -154,6 +156,19 @@ class LlambaConfig(PreTrainedConfig):
         if rope["rope_type"] == "llama3":
             rises = rope["low_freq_factor"] < rope["high_freq_factor"]
             self._require(rises, "rope_parameters", "have a low_freq_factor below its high_freq_factor")
+        self._require(self._has_frequencies(), "rope_parameters", "give each pair of channels a finite frequency")
+
+    def _has_frequencies(self) -> bool:
+        """Whether transformers makes sense of all that rope_parameters may hold besides what is needed."""
+        kind = self.rope_parameters["rope_type"]
+        if kind == "default":
+            return True
+        try:
+            with torch.device("cpu"):
+                frequencies, scale = ROPE_INIT_FUNCTIONS[kind](self)
+            return len(frequencies) == self.head_dim // 2 and bool((frequencies * scale).isfinite().all())
+        except (TypeError, ValueError, ArithmeticError):
+            return False
 
     def _check(self):
         require = self._require

@@ -185,7 +185,8 @@ class LlambaModel(LlambaPreTrainedModel):
 class LlambaForCausalLM(LlambaPreTrainedModel, GenerationMixin):
     """transformers' `generate` works on it, on the CPU with a `GenerationCache`, assisted decoding and beams included.
 
-    `llamba_kernels.SpeculativeDecoder` is faster: it decides on the device what stays, and allocates nothing per step.
+    `llamba_kernels.SpeculativeDecoder` is faster: its buffers stay from call to call, and between two steps it does
+    little.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -252,8 +253,9 @@ class LlambaForCausalLM(LlambaPreTrainedModel, GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         rollback = (generation_config.max_new_tokens or 0) if generation_config.is_assistant else 0
         if cache is None and generation_config.use_cache is not False:
-            if not GenerationCache.supports(self) or model_kwargs.get("inputs_embeds") is not None:
-                model_kwargs["use_cache"] = False  # every step recomputes the sequence
+            wanted = model_kwargs.get("inputs_embeds") is not None or generation_config.output_hidden_states
+            if wanted or not GenerationCache.supports(self):  # every step recomputes the sequence
+                generation_config.use_cache = False  # generate's own copy; it sets model_kwargs by it after this hook
                 return
             batch_size *= max(generation_config.num_beams, generation_config.num_return_sequences)
             cache = model_kwargs["past_key_values"] = GenerationCache(self, batch_size, max_cache_length)

@@ -7,23 +7,38 @@ an addition does by itself. So speculative and plain greedy decoding agree exact
 from collections import Counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cache import AttentionBuffers, DecodeCache, Mamba2Buffers, SavedSlot
 from ..capture import Capture
 from ..ops import attention_step, gated_rms_norm, mamba2_verify, materialize, rms_norm, rope, silu_mul, skinny_linear
-from .mamba2 import Mamba2Mixer
-from .model import LlambaAttention, LlambaForCausalLM, LlambaMLP
+from .mamba2 import GatedRMSNorm, Mamba2Mixer
+from .model import LlambaAttention, LlambaForCausalLM, LlambaMLP, LlambaRMSNorm
 from .rope import rope_cos_sin
 from .workspace import Space, Workspace
+
+READ = (nn.Embedding, nn.Linear, nn.Conv1d, LlambaRMSNorm, GatedRMSNorm)
+
+
+def altered_module(model: LlambaForCausalLM) -> str | None:
+    """The first module that is more than the weights it owns, as "name (type)"; None: a step may read them directly.
+
+    An adapter adds to what a Linear computes; a parametrized or pruned weight is made anew by a forward, so that its
+    address is soon somebody else's.
+    """
+    for name, module in model.named_modules():
+        read = {each for each in ("weight", "bias") if getattr(module, each, None) is not None}
+        if read and not (type(module) in READ and read <= module._parameters.keys()):
+            return f"{name} ({type(module).__name__})"
+    return None
 
 
 class StepModel:
     """Binds a model to a cache. Call it between `cursor.begin` and `cursor.commit`.
 
-    The weights are read in place, in their own dtype; only A, D and dt_bias are widened to fp32, by `bind`, which
-    whoever changes the model calls again. All memory of a step is allocated here. A step's operators are captured at
-    the first step of each shape and from then on replayed, without Python or torch between them.
+    The weights are read in place, in their own dtype; only A, D and dt_bias are taken in fp32, by `bind`, which whoever
+    changes the model calls again. All memory of a step is allocated here. A step's operators are captured at the first
+    step of each shape and from then on replayed, without Python or torch between them.
     """
 
     def __init__(self, model: LlambaForCausalLM, cache: DecodeCache):
@@ -33,12 +48,24 @@ class StepModel:
         # One table for all steps: computing an angle alone or among others may differ in the last bit.
         cos, sin = rope_cos_sin(model.config, torch.arange(cache.max_tokens))  # [max_tokens, head_dim]: halves repeat
         self.cos, self.sin = (table[:, : model.config.head_dim // 2].contiguous() for table in (cos, sin))
-        self.workspace = Workspace(model.config, model.dtype, cache.cursor.table.shape[0], cache.session.max_window)
+        self.dtype = model.dtype
+        self.workspace = Workspace(model.config, self.dtype, cache.cursor.table.shape[0], cache.session.max_window)
         self.seconds: Counter | None = None  # by operator, while somebody wants to know: `speculative.profile`
         self.bind()
 
     def bind(self) -> None:
-        """Take the parameters as they are now: A, D and dt_bias by value, the others by where they lie."""
+        """Take the parameters as they are now, by where they lie; A, and what of D and dt_bias is not fp32, by value.
+
+        Raises: ValueError (another dtype or device than at first, an `altered_module`); then nothing changes.
+        """
+        ours, theirs = f"{self.dtype} on cpu", f"{self.model.dtype} on {self.model.device.type}"
+        if ours != theirs:
+            raise ValueError(f"step: model must be {ours}, as its buffers are; got {theirs}".replace("torch.", ""))
+        if altered := altered_module(self.model):
+            raise ValueError(
+                "step: model must be of plain modules that own their weights, which a step reads where they lie (merge "
+                f"adapters, remove parametrizations and pruning); got {altered}"
+            )
         self._captures: dict[tuple[int, int], Capture] = {}
         self.dynamics = [
             (
@@ -109,7 +136,8 @@ class StepModel:
             self._add_and_norm(layer.post_attention_layernorm, residual, hidden, u)
             self._mlp(layer.mlp, space)
         self._add_and_norm(self.model.model.norm, residual, hidden, u)
-        skinny_linear(u, self.model.lm_head.weight, out=space.logits)
+        head = self.model.lm_head
+        skinny_linear(u, head.weight, head.bias, out=space.logits)
 
     @torch.inference_mode()
     def materialize(self, slot: int) -> SavedSlot:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -29,12 +30,12 @@ class SpeculativeDecoder:
     after temperature, top-k and top-p. A sequence's tokens and logits do not depend on what is decoded beside it.
 
     Args:
-        model: a LlambaForCausalLM in eval mode, fp32 or bf16, on the CPU.
+        model: a LlambaForCausalLM in eval mode, fp32, bf16 or fp16, on the CPU.
         window: most tokens per verify step, the pending token included: window - 1 are drafted. 1 decodes plainly.
         draft: where drafts come from. A `Draft`; a function that makes one (needed when batch is above 1), such as the
             class PromptLookup; a `ModelDraft`. Default: prompt lookup.
         max_tokens: longest prompt + output; default the model's max_position_embeddings.
-        fold_every: the session's W, see `Session`; None: chosen by `fold.choose_fold_every`.
+        fold_every: the session's W, see `Session`; None: `cache.fold_every_for`'s, the same for any window and batch.
         batch: sequences decoded at once, each in buffers of its own.
         tokenizer: the model's, for stop strings and to compare it with a draft's.
     """
@@ -64,6 +65,7 @@ class SpeculativeDecoder:
         self.model, self.tokenizer = model, tokenizer
         self.step = StepModel(model, self.cache)
         self._owner = None  # the call that owns slots, drafts and statistics
+        self._lock = RLock()  # of a round: another thread's call takes over between two
         self.stats = Stats()
 
     def generate(self, prompt: Iterable[int], max_new_tokens: int = 128, **options) -> Generation:
@@ -136,26 +138,32 @@ class SpeculativeDecoder:
 
     def _decode(self, sequences: list[Running], request: Request) -> Iterator[list[list[int]]]:
         """Decode all; yields, round by round, the tokens that each sequence of the round has got."""
-        owner = self._owner = object()
-        self.stats = Stats(sequences=0)
-        self.step.bind()
+        with self._lock:
+            self.step.bind()
+            owner = self._owner = object()
+            self.stats = Stats(sequences=0)
         waiting, running, free = deque(sequences), [], list(range(len(self.cache.cursor.table)))
         while waiting or running:
-            if self._owner is not owner:
-                raise ValueError(
-                    "stream: decoder must decode one call at a time; got a newer call (use a decoder for each)"
-                )
-            if waiting and free:
-                started = [waiting.popleft() for _ in range(min(len(waiting), len(free)))]
-                for sequence in started:
-                    sequence.slot = free.pop()
-                bursts = self._start(started, request)
-                running += started
-            else:
-                bursts = self._advance(running, request)
+            with self._lock:
+                self._check_owner(owner)
+                if waiting and free:
+                    started = [waiting.popleft() for _ in range(min(len(waiting), len(free)))]
+                    for sequence in started:
+                        sequence.slot = free.pop()
+                    bursts = self._start(started, request)
+                    running += started
+                else:
+                    bursts = self._advance(running, request)
+                self._check_owner(owner)  # a draft may have called its decoder
             free += [sequence.slot for sequence in running if sequence.ended]
             running = [sequence for sequence in running if not sequence.ended]
             yield bursts
+
+    def _check_owner(self, owner: object) -> None:
+        if self._owner is not owner:
+            raise ValueError(
+                "stream: decoder must decode one call at a time; got a newer call (use a decoder for each)"
+            )
 
     def _start(self, sequences: list[Running], request: Request) -> list[list[int]]:
         """The first token of each sequence; those with the same prompt share its prefill."""

@@ -7,7 +7,7 @@ user gives: a `Draft`, a function that makes a `Draft` for each sequence, or a `
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sampling import Sampling
 
@@ -120,10 +120,10 @@ class PromptLookup:
 
 def open_drafter(draft: Draft | Callable[[], Draft] | BatchDraft, batch: int, window: int, max_tokens: int) -> Drafter:
     """The Drafter of a decoder with these buffers; refused if `draft` is none of what the decoder's docstring names."""
-    if hasattr(draft, "open"):
+    if hasattr(draft, "open") and not isinstance(draft, type):
         return draft.open(batch, window, max_tokens)
     if isinstance(draft, type) or not hasattr(draft, "propose"):
-        if not callable(draft):
+        if not callable(draft) or isinstance(draft, nn.Module):  # a model can be called, but makes no Draft
             raise TypeError(
                 "SpeculativeDecoder: draft must be a Draft, a function that makes one, or a ModelDraft; "
                 f"got {type(draft).__name__}"

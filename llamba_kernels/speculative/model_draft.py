@@ -49,8 +49,8 @@ class ModelDraft:
     top-k and top-p. What the target rejects it takes back by its cursor: no state is copied.
 
     Args:
-        model: in eval mode, fp32 or bf16, on the CPU, with the target's vocabulary.
-        fold_every: of its session; None: chosen by `fold.choose_fold_every`.
+        model: in eval mode, fp32, bf16 or fp16, on the CPU, with the target's vocabulary.
+        fold_every: of its session; None: `cache.fold_every_for`'s.
         tokenizer: the draft's; a decoder that has the target's compares the two.
     """
 

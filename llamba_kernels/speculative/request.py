@@ -84,7 +84,12 @@ def stop_tokens(model: LlambaForCausalLM, eos_token_id: int | Iterable[int] | No
         eos_token_id = model.config.eos_token_id if eos_token_id is None else eos_token_id
     if eos_token_id is None:
         return frozenset()
-    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+    one = isinstance(eos_token_id, (Integral, str)) or not isinstance(eos_token_id, Iterable)
+    tokens = [eos_token_id] if one else list(eos_token_id)
+    for token in tokens:  # what equals no id would never end a sequence
+        if not isinstance(token, Integral) or isinstance(token, bool):
+            raise TypeError(f"generate: eos_token_id must be an int or several; got one of {type(token).__name__}")
+    return frozenset(map(int, tokens))
 
 
 def check_stop(stop: str | Iterable[str], tokenizer) -> tuple[str, ...]:
