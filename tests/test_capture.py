@@ -213,3 +213,30 @@ def test_a_head_with_a_bias():
     torch.testing.assert_close(
         step(int32(0), tokens[:, 3:])[0, 0], model(tokens).logits[0, 3].detach(), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_projections_of_one_x_have_the_bits_that_they_have_alone(dtype, rows):
+    """They share the threads, up to eight of them; what reads an output of theirs comes after them."""
+    x = torch.randn(rows, 40, dtype=dtype)
+    weights = [torch.randn(features, 40, dtype=dtype) for features in (1, 7, 96, 200, 64, 6, 12, 33, 18, 100, 40)]
+    weights += [torch.randn(9, 40, dtype=dtype)]
+    outs = [torch.empty(rows, len(weight), dtype=dtype) for weight in weights]
+    biases = [torch.randn(len(weight), dtype=dtype) for weight in weights]
+
+    def run():
+        for weight, bias, out in list(zip(weights, biases, outs, strict=True))[:-1]:
+            ops.skinny_linear(x, weight, bias, out=out)
+        ops.skinny_linear(outs[-2], weights[-1], out=outs[-1])
+
+    run()
+    expected = [out.clone() for out in outs]
+    capture, seconds = Capture(run, (x, weights)), Counter()
+    for out in outs:
+        out.fill_(float("nan"))
+    capture.timed_replay(seconds)
+    for out, alone in zip(outs, expected, strict=True):
+        assert_bitwise(out, alone)
+    with pytest.raises(ValueError, match="^skinny_linear: weight must "):  # a refused call is not recorded
+        Capture(lambda: ops.skinny_linear(x, torch.randn(3, 39, dtype=dtype), out=outs[0]), x)

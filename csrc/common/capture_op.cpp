@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -19,6 +20,25 @@ struct Call {
   int32_t device;
 };
 
+using Linear = llamba_skinny_linear_args;
+
+// Projections of one x that follow one another: together they wake the threads once. None reads what another writes:
+// they read x, and no output shares memory with its x.
+struct Linears {
+  int64_t count = 1;
+  Linear args[LLAMBA_MAX_LINEARS];
+};
+
+bool is_same_x(const Linear& a, const Linear& b) {
+  return a.dtype == b.dtype && a.x == b.x && a.batch == b.batch && a.ntokens == b.ntokens &&
+         a.in_features == b.in_features && a.x_stride_batch == b.x_stride_batch && a.x_stride_token == b.x_stride_token;
+}
+
+int run_linears(const void* linears) {
+  const auto* const all = static_cast<const Linears*>(linears);
+  return llamba_skinny_linear_many_cpu(all->args, all->count);
+}
+
 }  // namespace
 
 struct Capture {
@@ -28,6 +48,20 @@ struct Capture {
 namespace {
 
 thread_local Capture* recording = nullptr;
+
+void record_linear(const char* op, const Linear& args) {
+  std::vector<Call>& calls = recording->calls;
+  if (!calls.empty() && calls.back().cpu == run_linears) {
+    Linears& group = *reinterpret_cast<Linears*>(calls.back().args.get());
+    if (group.count < LLAMBA_MAX_LINEARS && is_same_x(group.args[0], args)) {
+      group.args[group.count++] = args;
+      return;
+    }
+  }
+  Call call{op, std::make_unique<char[]>(sizeof(Linears)), run_linears, -1};
+  new (call.args.get()) Linears{1, {args}};
+  calls.push_back(std::move(call));
+}
 
 void repeat(const Call& call) {
   if (call.cpu == nullptr) return run_cuda(call.op, call.args.get(), call.device);
@@ -39,6 +73,9 @@ void repeat(const Call& call) {
 
 void record(const char* op, const void* args, size_t size, int (*cpu)(const void*), int32_t device) {
   if (recording == nullptr) return;
+  if (cpu == reinterpret_cast<int (*)(const void*)>(llamba_skinny_linear_cpu)) {
+    return record_linear(op, *static_cast<const Linear*>(args));
+  }
   Call call{op, std::make_unique<char[]>(size), cpu, device};
   std::memcpy(call.args.get(), args, size);
   recording->calls.push_back(std::move(call));

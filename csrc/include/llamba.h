@@ -341,6 +341,11 @@ typedef struct {
 
 LLAMBA_API int llamba_skinny_linear_cpu(const llamba_skinny_linear_args* args);
 
+/* args[count] that do not read what others of them write, such as the projections of one x, on one set of threads: the
+ * bits are those of count calls. */
+#define LLAMBA_MAX_LINEARS 8
+LLAMBA_API int llamba_skinny_linear_many_cpu(const llamba_skinny_linear_args* args, int64_t count);
+
 /* ---- attention_step: attention of a layer for the open step ------------------------------------------------------
  * A token of the step sees the slot's `position` committed tokens, then its path: in a chain the step's tokens up to
  * itself, in a tree its ancestors and itself. Of the cursor the header alone is read. What is written overlaps nothing
