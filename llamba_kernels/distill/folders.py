@@ -41,7 +41,8 @@ def saving(command: str, path: Path, staging: Path | None = None) -> Iterator[No
             shutil.rmtree(staging, ignore_errors=True)
         elif staging is not None:
             staging.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, SafetensorError, RuntimeError)):
+        torch_save = isinstance(error, RuntimeError) and "inline_container" in str(error)  # the file of its writer
+        if not isinstance(error, (OSError, SafetensorError)) and not torch_save:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OSError(

@@ -75,7 +75,8 @@ class SpeculativeDecoder:
     def generate_batch(
         self, prompts: Iterable[Iterable[int]], max_new_tokens: int = 128, **options
     ) -> list[Generation]:
-        """What `generate` would give for each prompt; options as in `stream`, sequence i seeded by seed + i.
+        """What `generate` would give for each prompt; options as in `stream`, sequence i seeded by seed + i (so
+        calls with neighbouring seeds share most random numbers: step the seed by more than the prompts).
 
         Prompts may have any lengths and any number: when a sequence ends, the next takes its place. Equal prompts that
         start together are prefilled once. `self.stats` counts all sequences.
