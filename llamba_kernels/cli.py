@@ -243,6 +243,8 @@ def generate(
     """Continue a text, speculatively, streaming it as it is decided; statistics go to standard error."""
     model, tokenizer, draft = _load_with_draft(model, dtype, draft)
     text = sys.stdin.read() if prompt == "-" else prompt
+    if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of other bytes
+        raise ValueError("generate: prompt must be UTF-8; got bytes that are not")
     if chat:
         messages = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

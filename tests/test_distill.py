@@ -331,6 +331,14 @@ def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
         ),
         (lambda f, out: align(f / "converted", f / "teacher", out, lr=0), "align: lr must be positive; got 0"),
         (
+            lambda f, out: align(f / "converted", f / "teacher", out, lr=float("inf")),
+            "align: lr must be finite; got inf",
+        ),
+        (
+            lambda f, out: align(f / "converted", f / "teacher", out, seed=-1),
+            "align: seed must be 0 to 2**32 - 1; got -1",
+        ),
+        (
             lambda f, out: distill(f / "converted", f / "teacher", out, tokens=9),
             "distill: tokens must be at least one step's, window x batch = ",
         ),
@@ -345,11 +353,11 @@ def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
         ),
         (
             lambda f, out: distill(f / "converted", f / "teacher", out, ce_weight=-1),
-            "distill: ce_weight must not be negative; got -1",
+            "distill: ce_weight must be finite and not negative; got -1",
         ),
         (
             lambda f, out: distill(f / "converted", f / "teacher", out, rest_lr=-1),
-            "distill: rest_lr must not be negative; got -1",
+            "distill: rest_lr must be finite and not negative; got -1",
         ),
         (
             lambda f, out: evaluate(f / "teacher", f / "text.txt", deleted=[4], window=32),

@@ -296,3 +296,9 @@ def test_max_new_tokens_is_an_int(plain):
 )
 def test_windows_that_are_refused(plain, window, kind, rule):
     assert_refused(kind, f"SpeculativeDecoder: window must be {rule}", SpeculativeDecoder, plain[0], window=window)
+
+
+def test_what_is_no_model_is_refused():
+    """Its folder's name, say."""
+    sentence = "SpeculativeDecoder: model must be a LlambaForCausalLM, as load_model gives it; got str"
+    assert_refused(TypeError, sentence, SpeculativeDecoder, "runs/quickstart/hybrid")

@@ -1,5 +1,6 @@
 """Train the hybrid as a whole to give the teacher's next-token distribution."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def distill(
     repeated, resumes (see `training.run_training`).
     """
     for name, value in (("ce_weight", ce_weight), ("rest_lr", rest_lr)):
-        if value < 0:
-            raise ValueError(f"distill: {name} must not be negative; got {value}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"distill: {name} must be finite and not negative; got {value}")
     recipe = Recipe(tokens=tokens, lr=lr, window=window, batch=batch, seed=seed)
     options = {"ce_weight": ce_weight, "rest_lr": rest_lr}
     return run_stage("distill", Distillation, student_dir, teacher_dir, out_dir, data, recipe, save_every, **options)

@@ -36,6 +36,10 @@ class Recipe:
         for name in ("tokens", "lr", "window", "batch"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{command}: {name} must be positive; got {getattr(self, name)}")
+        if not math.isfinite(self.lr):
+            raise ValueError(f"{command}: lr must be finite; got {self.lr}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"{command}: seed must be 0 to 2**32 - 1; got {self.seed}")
         if self.tokens < self.window * self.batch:
             step = f"{self.window} x {self.batch} = {self.window * self.batch}"
             raise ValueError(

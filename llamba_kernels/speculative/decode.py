@@ -52,6 +52,11 @@ class SpeculativeDecoder:
     ):
         check_int("SpeculativeDecoder: window", window, 1, LARGEST_WINDOW)
         check_int("SpeculativeDecoder: batch", batch, 1, LARGEST_BATCH)
+        if not isinstance(model, LlambaForCausalLM):
+            raise TypeError(
+                "SpeculativeDecoder: model must be a LlambaForCausalLM, as load_model gives it; "
+                f"got {type(model).__name__}"
+            )
         config = model.config
         if isinstance(draft, ModelDraft):
             draft.check_vocabulary(model, tokenizer)
