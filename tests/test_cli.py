@@ -117,6 +117,15 @@ def test_quickstart_again_repeats_nothing_and_says_the_same(run_dir):
     assert again.stdout[again.stdout.index("perplexity") :] == first[first.index("perplexity") :]
 
 
+@pytest.fixture
+def heeds_sigint():
+    """A shell's background jobs, and what they start, ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_sigint")
 def test_ctrl_c_says_in_one_line_that_the_same_command_goes_on_and_it_does(run_dir, monkeypatch):
     arguments = *quickstart_arguments(run_dir, out="interrupted"), "--seeds", 1
 

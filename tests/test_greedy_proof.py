@@ -42,7 +42,7 @@ def drafts_of(model, other, plain, prompts):
     return {
         "prompt lookup": PromptLookup,
         # Right now and then; the hybrid's have Mamba-2 layers among them, rolled back by cursor.
-        "own first 25 layers": ModelDraft(first_layers(model, 25)),
+        "own first 11 layers": ModelDraft(first_layers(model, 11)),
         "another model": ModelDraft(other),
         **forced,
     }
