@@ -6,6 +6,8 @@ does so); --device cuda: on the GPU. Tests marked cpu_only are left out there, t
 
 import ctypes
 import os
+import shutil
+from pathlib import Path
 
 # Two test processes on two cores: OpenMP threads that spin while waiting would slow everything by 10x.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,6 +63,31 @@ def folders(tmp_path_factory):
     write_text(folder)
     convert(folder / "teacher", folder / "converted", CONVERTED, folder / "text.txt", tokens=1024, window=64)
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """The model folders of damaged.py: made once, only read."""
+    from damaged import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """A tiny hybrid and the 60 greedy tokens that it decodes plainly after PROMPT."""
+    from speculation import PROMPT, tiny_model
+
+    from llamba_kernels.speculative import SpeculativeDecoder
+
+    model = tiny_model()
+    return model, SpeculativeDecoder(model, window=1).generate(PROMPT, 60).tokens
+
+
+@pytest.fixture
+def copy_of(saved, tmp_path):
+    """A copy of one of them, to damage."""
+    return lambda kind: Path(shutil.copytree(saved / kind, tmp_path / kind))
 
 
 @pytest.fixture

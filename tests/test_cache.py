@@ -3,28 +3,15 @@
 import pytest
 import torch
 from helpers import assert_refused
+from speculation import NARROW, tiny_model
 
 from llamba_kernels.cache import Cursor, DecodeCache, Session
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 from llamba_kernels.models.step import StepModel
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlambaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        layers=["mamba2", "attention"],
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    return LlambaForCausalLM(config).eval()
+    return tiny_model(["mamba2", "attention"], **NARROW)
 
 
 @pytest.mark.parametrize("fold_every, max_rollback", [(1, 0), (4, 0), (4, 3), (5, 9)])

@@ -2,28 +2,16 @@
 
 import json
 import random
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from damaged import INDEX, WEIGHTS, refusal, rewrite, write_models
+from damaged import INDEX, WEIGHTS, refusal, rewrite
 from helpers import assert_bitwise
 from llamas import SIZES
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamba_kernels.models import load_model, load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def copy_of(saved, tmp_path):
-    return lambda kind: Path(shutil.copytree(saved / kind, tmp_path / kind))
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,16 @@
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from damaged import WEIGHTS, refusal, write_models
+from damaged import WEIGHTS, refusal
 from llamas import LLAMA3_ROPE, SIZES, YARN_ROPE
 from test_cli import llamba
 from tiny import write_text
 
 from llamba_kernels.distill import evaluate
 from llamba_kernels.models import LlambaConfig, load_model, load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def copy_of(saved, tmp_path):
-    return lambda kind: Path(shutil.copytree(saved / kind, tmp_path / kind))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b"\xff\xfe{}", b"\0"])

@@ -21,12 +21,6 @@ def recomputed(model, prompt, count):
     return model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
 
 
-@pytest.fixture(scope="module")
-def plain():
-    model = tiny_model()
-    return model, SpeculativeDecoder(model, window=1).generate(PROMPT, 60).tokens
-
-
 def test_plain_decoding_equals_recomputing_the_sequence(plain):
     model, tokens = plain
     assert tokens == recomputed(model, PROMPT, 60)

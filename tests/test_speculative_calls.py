@@ -5,15 +5,9 @@ from threading import Thread
 import pytest
 import torch
 from helpers import assert_refused
-from speculation import PROMPT, tiny_model
+from speculation import PROMPT
 
 from llamba_kernels.speculative import PromptLookup, SpeculativeDecoder
-
-
-@pytest.fixture(scope="module")
-def plain():
-    model = tiny_model()
-    return model, SpeculativeDecoder(model, window=1).generate(PROMPT, 60).tokens
 
 
 def test_an_older_stream_is_refused_not_mixed(plain):

@@ -7,9 +7,9 @@ rest 10,000, and 200,000 with -m slow.
 import pytest
 import torch
 from exact_law import joint_law, p_value
+from speculation import tiny_model
 
 from llamba_kernels.cache import Cursor
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 from llamba_kernels.ops import speculative_accept
 from llamba_kernels.speculative import ModelDraft, PromptLookup, SpeculativeDecoder, decode, first_layers, model_draft
 from llamba_kernels.speculative.sampling import Sampling, draw
@@ -21,28 +21,17 @@ ALPHA, CAUGHT = 1e-3, 1e-9
 SIZES = [10_000, pytest.param(200_000, marks=pytest.mark.slow)]
 
 
-def tiny(layers, seed):
-    torch.manual_seed(seed)
-    config = LlambaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=len(layers),
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
-        layers=layers,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    return LlambaForCausalLM(config).eval()
+TINY = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 16, "initializer_range": 0.5}
+TINY |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+
+
+def tiny_target():
+    return tiny_model(["mamba2", "attention"], seed=6, **TINY)
 
 
 @pytest.fixture(scope="module")
 def target():
-    return tiny(["mamba2", "attention"], seed=6)
+    return tiny_target()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,7 @@ def law(target):
 @pytest.fixture(scope="module")
 def other(target):
     """Another model, near enough to the target to be right about every second time."""
-    model = tiny(["mamba2", "attention"], seed=6)
+    model = tiny_target()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -5,35 +5,17 @@ import random
 import pytest
 import torch
 from helpers import assert_bitwise, assert_refused
+from speculation import NARROW, VOCAB, tiny_model
 
 from llamba_kernels.cache import DecodeCache, SavedSlot, Session
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 from llamba_kernels.models.step import StepModel
 
-VOCAB = 50
 LAYERS = ["mamba2", "attention", "mamba2", "mamba2"]
-
-
-def make_model(dtype=torch.float32):
-    torch.manual_seed(0)
-    config = LlambaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=len(LAYERS),
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        layers=LAYERS,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
-    return LlambaForCausalLM(config).eval().to(dtype)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    return tiny_model(LAYERS, **NARROW)
 
 
 def int32(*values):
@@ -109,7 +91,7 @@ DTYPES = [
 @pytest.mark.parametrize("dtype, checkpoint_dtype", DTYPES, ids=str)
 def test_logits_do_not_depend_on_windows_and_rejections(dtype, checkpoint_dtype):
     """Random windows, acceptance, rollbacks against one token at a time, from one prefill: all logits bit for bit."""
-    model, rng = make_model(dtype), random.Random(0)
+    model, rng = tiny_model(LAYERS, dtype, **NARROW), random.Random(0)
     prompt, tokens = torch.randint(VOCAB, (7,)), torch.randint(VOCAB, (200,))
     session = Session(max_window=5, fold_every=3, max_rollback=4)
     plain, walk = (make_step(model, session=session, checkpoint_dtype=checkpoint_dtype) for _ in range(2))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from speculation import NARROW, tiny_model
 from test_distill import TUNE, LargestTensor, windows
 from tiny import VOCAB
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ from llamba_kernels.distill.forward import fast_autocast, frozen_casts
 from llamba_kernels.distill.losses import next_token_loss
 from llamba_kernels.distill.text import read_text, token_windows
 from llamba_kernels.distill.tune import Tuning
-from llamba_kernels.models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
+from llamba_kernels.models import load_model, load_tokenizer
 
 
 class Stop(Exception):
@@ -79,17 +80,8 @@ def test_the_loss_is_cross_entropy_and_the_head_has_its_gradient():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_objective_is_the_models_own_loss_tied_or_not(tied):
-    config = LlambaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=tied,
-    )
-    model, ids = LlambaForCausalLM(config), windows()
+    changes = {**NARROW, "vocab_size": VOCAB, "tie_word_embeddings": tied, "initializer_range": 0.02}
+    model, ids = tiny_model(["attention", "attention"], **changes), windows()
     objective = Tuning(model)
     assert {id(p) for p in objective.parameters()} == {id(p) for p in model.parameters()}
     model(ids, labels=ids).loss.backward()
