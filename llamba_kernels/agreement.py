@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from .distill.forward import embed, run_layers
+from .distill.forward import embed, read_out, run_layers
 from .models import LlambaForCausalLM
 
 
@@ -32,7 +32,7 @@ def same_next_token(
     for prompt, text in zip(prompts, texts, strict=True):
         ids = torch.tensor([[*prompt, *text]])
         hidden, context = embed(model, ids)
-        hidden = model.model.norm(run_layers(model, hidden, context, deleted=deleted))
+        hidden = read_out(model, run_layers(model, hidden, context, deleted=deleted))
         choices = model.lm_head(hidden[0, len(prompt) - 1 : -1]).argmax(-1)
         same += int((choices == ids[0, len(prompt) :]).sum())
         total += len(text)

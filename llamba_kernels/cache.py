@@ -141,6 +141,8 @@ class DecodeCache:
         check_int("DecodeCache: nslots", nslots, 1, INT32_MAX)
         check_dtype("DecodeCache: dtype", dtype)
         check_dtype("DecodeCache: checkpoint_dtype", checkpoint_dtype)
+        if beyond := not_decoded(config):
+            raise ValueError(f"DecodeCache: config must be of a model that decoding runs; got {beyond}")
         if session is None:
             fold_every = fold_every_for(config, checkpoint_dtype)
             session = Session(fold_every=fold_every, width=config.mamba_d_conv)
@@ -244,6 +246,23 @@ class DecodeCache:
         nslots = self.cursor.table.shape[0]
         if not 0 <= slot < nslots:
             raise ValueError(f"{op}: slot must be 0 to {nslots - 1}; got {slot}")
+
+
+def not_decoded(config: LlambaConfig) -> str | None:
+    """What of a model the full-sequence forward has, and decoding has not."""
+    plain = {
+        "layers": all(kind in ("attention", "mamba2") for kind in config.layers),
+        "mlp_layers": all(config.mlp_layers),
+        "mlp_gated": config.mlp_gated,
+        "rotary_dim": config.rotary_dim == config.head_dim,
+        "sliding_window": config.sliding_window is None,
+        "embedding_multiplier": config.embedding_multiplier == 1,
+        "residual_multiplier": config.residual_multiplier == 1,
+        "logits_divisor": config.logits_divisor == 1,
+        "mamba_proj_bias": not config.mamba_proj_bias,
+        "attention_scale": config.attention_scale == config.head_dim**-0.5,
+    }
+    return next((f"{name} = {getattr(config, name)}" for name, ok in plain.items() if not ok), None)
 
 
 def fold_every_for(config: LlambaConfig, checkpoint_dtype: torch.dtype = torch.float32) -> int:

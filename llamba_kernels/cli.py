@@ -217,7 +217,9 @@ def evaluate(
     if teacher is not None:
         deleted = load_model(model).config.mamba_layers
         if not deleted:
-            raise ValueError(f"eval: model must have mamba2 layers to be compared with --teacher; got none in {model}")
+            raise ValueError(
+                f"eval: model must have mamba1 or mamba2 layers to be compared with --teacher; got none in {model}"
+            )
         for name, layers in (("teacher", ()), ("teacher, those layers deleted", deleted)):
             scores = evaluate(teacher, data, layers, untrained=untrained)
             rows.append(ModelRow(name, None, scores.perplexity, scores.bits_per_byte))

@@ -327,7 +327,7 @@ def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
         (lambda f, out: convert(f / "teacher", f, [1]), "convert: out_dir must not exist yet, nothing is overwritten;"),
         (
             lambda f, out: align(f / "teacher", f / "teacher", out),
-            "align: student must have mamba2 layers; got attention",
+            "align: student must have mamba1 or mamba2 layers; got none",
         ),
         (lambda f, out: align(f / "converted", f / "teacher", out, lr=0), "align: lr must be positive; got 0"),
         (

@@ -192,7 +192,11 @@ def test_handover_gives_what_decoding_needs(hybrid, fold_point):
     ("field", "value", "message"),
     [
         ("layers", ["attention"], "layers must name 3 layers; got ['attention']"),
-        ("layers", ["attention", "mamba3", "attention"], "layers must hold only attention or mamba2; got "),
+        (
+            "layers",
+            ["attention", "mamba3", "attention"],
+            "layers must hold only attention or mamba1 or mamba2 or none; got ",
+        ),
         ("layers", ["attention", "attention", "mamba2"], "mamba_d_state must be a multiple of 16 up to 256, "),
         ("num_key_value_heads", 4, "num_key_value_heads must divide num_attention_heads, 6; got 4"),
         ("mamba_B_heads", 4, "mamba_B_heads must divide mamba_num_heads, 6; got 4"),

@@ -53,7 +53,7 @@ class Alignment(Objective):
         for batch in track(windows.split(4), "align  refit"):
             for i, u, target in mixer_inputs(teacher, self.layers, batch.to(teacher.device)):
                 with fast_autocast(u.device):
-                    features = mixers[i].norm(*mixers[i].scan(u))
+                    features = mixers[i].features(u)
                     output = mixers[i].out_proj(features)
                 features = features.flatten(0, 1).float()
                 gram[i] += (features.T @ features).cpu()

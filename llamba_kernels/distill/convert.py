@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
-from ..models.config import STATE_RULE, STATE_SIZES
+from ..models.config_checks import STATE_RULE, STATE_SIZES
 from ..models.mamba2 import Mamba2Mixer
 from ..models.model import LlambaAttention
 from .folders import check_absent, new_folder, save_model
@@ -96,14 +96,11 @@ def hybrid_of(teacher: LlambaForCausalLM, layers: Iterable[int]) -> LlambaForCau
     student.lm_head, student.model.embed_tokens = teacher.lm_head, teacher.model.embed_tokens
     student.model.norm = teacher.model.norm
     for i, (mine, theirs) in enumerate(zip(student.model.layers, teacher.model.layers, strict=True)):
-        mine.mlp = theirs.mlp
-        mine.input_layernorm, mine.post_attention_layernorm = theirs.input_layernorm, theirs.post_attention_layernorm
-        if i in layers:
-            mine.mamba = Mamba2Mixer(config, i).to(theirs.self_attn.q_proj.weight)
-        elif mine.is_mamba:
-            mine.mamba = theirs.mamba
-        else:
-            mine.self_attn = theirs.self_attn
+        for name, module in theirs.named_children():
+            if i in layers and name == "self_attn":
+                mine.mamba = Mamba2Mixer(config, i).to(module.q_proj.weight)
+            else:
+                setattr(mine, name, module)
     student.generation_config = teacher.generation_config
     return student.eval()
 
@@ -121,9 +118,12 @@ def mixer_inputs(
     for i in range(max(layers) + 1):
         layer = teacher.model.layers[i]
         with torch.no_grad(), fast_autocast(teacher.device):
-            u = layer.input_layernorm(hidden)
-            mixed = layer.mix(u, context)
-            hidden = layer.feed_forward(hidden + mixed)
+            if i in layers:
+                u = layer.input_layernorm(hidden)
+                mixed = layer.mix(u, context)
+                hidden = layer.feed_forward(layer.add(hidden, mixed))
+            else:
+                hidden = layer(hidden, context)
         if i in layers:
             yield i, u, mixed
 
@@ -140,7 +140,7 @@ def transfer(attention: LlambaAttention, mixer: Mamba2Mixer, generator: torch.Ge
     mixer.conv1d.weight[:, 0, -1] = 1
     mixer.conv1d.bias.zero_()
     mixer.norm.weight.fill_(1)
-    for name, value in Mamba2Mixer.initial_dynamics(mixer.num_heads, generator).items():
+    for name, value in mixer.initial_dynamics(generator).items():
         getattr(mixer, name).copy_(value)
 
 

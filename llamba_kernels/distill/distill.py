@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import LlambaForCausalLM
-from .forward import embed, fast_autocast, run_layers
+from .forward import embed, fast_autocast, read_out, run_layers
 from .losses import CHUNK, distillation_loss
 from .stage import run_stage
 from .training import Objective, Recipe, Training
@@ -54,10 +54,10 @@ class Distillation(Objective):
                 # What is frozen and equal in both models, up to the first converted layer, runs once.
                 prefix, context = embed(teacher, input_ids)
                 prefix = run_layers(teacher, prefix, context, 0, self.shared)
-                target = teacher.model.norm(run_layers(teacher, prefix, context, self.shared))
+                target = read_out(teacher, run_layers(teacher, prefix, context, self.shared))
                 if self.shared == 0:
                     prefix, _ = embed(student, input_ids)
-            hidden = student.model.norm(run_layers(student, prefix, context, self.shared))
+            hidden = read_out(student, run_layers(student, prefix, context, self.shared))
             loss = distillation_loss(
                 hidden[:, :-1].flatten(0, 1),
                 student.lm_head.weight,

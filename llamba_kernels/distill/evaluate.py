@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
-from .forward import embed, fast_autocast, frozen_casts, run_layers
+from .forward import embed, fast_autocast, frozen_casts, read_out, run_layers
 from .losses import next_token_nll
 from .progress import track
 from .text import read_text, token_windows, untrained_text
@@ -59,7 +59,7 @@ def evaluate_windows(
         for batch in track(windows.split(4), "eval"):
             batch = batch.to(model.device)
             hidden, context = embed(model, batch)
-            hidden = model.model.norm(run_layers(model, hidden, context, deleted=deleted))
+            hidden = read_out(model, run_layers(model, hidden, context, deleted=deleted))
             nll += next_token_nll(hidden[:, :-1].flatten(0, 1), model.lm_head.weight, batch[:, 1:].flatten())
     predicted = windows[:, 1:]
     texts = tokenizer.batch_decode(predicted.tolist(), clean_up_tokenization_spaces=False)

@@ -12,7 +12,7 @@ from ..models.model import SequenceContext
 
 def embed(model: LlambaForCausalLM, input_ids: Tensor) -> tuple[Tensor, SequenceContext]:
     """The first hidden state and what the layers share, for sequences without padding."""
-    hidden = model.model.embed_tokens(input_ids)
+    hidden = model.model.scale(model.model.embed_tokens(input_ids))
     return hidden, SequenceContext(model.config, hidden, None, None)
 
 
@@ -24,12 +24,18 @@ def run_layers(
     stop: int | None = None,
     deleted: Collection[int] = (),
 ) -> Tensor:
-    """Layers start to stop - 1; those in `deleted` keep their MLP and lose their token mixer."""
+    """Layers start to stop - 1; those in `deleted` keep their MLP, if any, and lose their token mixer."""
     stop = len(model.model.layers) if stop is None else stop
     for i in range(start, stop):
         layer = model.model.layers[i]
         hidden = layer.feed_forward(hidden) if i in deleted else layer(hidden, context)
     return hidden
+
+
+def read_out(model: LlambaForCausalLM, hidden: Tensor) -> Tensor:
+    """What the product with lm_head.weight makes logits of."""
+    normed, divisor = model.model.norm(hidden), model.config.logits_divisor
+    return normed if divisor == 1 else normed / divisor
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
-from .forward import embed, fast_autocast, frozen_casts, run_layers
+from .forward import embed, fast_autocast, frozen_casts, read_out, run_layers
 from .losses import kl_divergence
 from .progress import track
 from .text import read_text, token_windows
@@ -55,7 +55,7 @@ def rank_model(teacher: LlambaForCausalLM, windows: Tensor, every: int = 4) -> R
         below, context = embed(teacher, windows.to(teacher.device))
 
         def final(hidden: Tensor) -> Tensor:
-            return teacher.model.norm(hidden)[:, ::every].flatten(0, 1)
+            return read_out(teacher, hidden)[:, ::every].flatten(0, 1)
 
         inputs = [below]
         for i in range(teacher.config.num_hidden_layers):

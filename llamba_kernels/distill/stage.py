@@ -102,10 +102,11 @@ def model_digest(model: LlambaForCausalLM) -> str:
 
 def check_pair(command: str, student: LlambaForCausalLM, teacher: LlambaForCausalLM):
     if not student.config.mamba_layers:
-        raise ValueError(
-            f"{command}: student must have mamba2 layers; got attention in all {len(student.model.layers)}"
-        )
+        raise ValueError(f"{command}: student must have mamba1 or mamba2 layers; got none")
     for field in ("vocab_size", "hidden_size", "num_hidden_layers"):
         mine, theirs = getattr(student.config, field), getattr(teacher.config, field)
         if mine != theirs:
             raise ValueError(f"{command}: student must have the teacher's {field}, {theirs}; got {mine}")
+    for i in student.config.mamba_layers:
+        if teacher.config.layers[i] == "none":
+            raise ValueError(f"{command}: teacher must have a token mixer where the student has; got none in layer {i}")

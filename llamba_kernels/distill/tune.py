@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
-from .forward import embed, fast_autocast, run_layers
+from .forward import embed, fast_autocast, read_out, run_layers
 from .losses import CHUNK, next_token_loss
 from .stage import check_stage, stage_windows, train_into
 from .text import read_text
@@ -32,7 +32,7 @@ class Tuning(Objective):
         (model,) = self._models
         with fast_autocast(input_ids.device):
             hidden, context = embed(model, input_ids)
-            hidden = model.model.norm(run_layers(model, hidden, context))
+            hidden = read_out(model, run_layers(model, hidden, context))
             loss = next_token_loss(
                 hidden[:, :-1].flatten(0, 1), model.lm_head.weight, input_ids[:, 1:].flatten(), self.chunk
             )

@@ -1,27 +1,11 @@
-"""Configuration of a Llama in which some attention layers are Mamba-2 mixers."""
+"""Configuration of a language model whose layers mix tokens by attention, Mamba-1, Mamba-2 or not at all."""
 
 import inspect
-import math
-import typing
 from collections.abc import Iterable
-from types import NoneType, UnionType
 
-import torch
 from transformers import LlamaConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-LAYER_KINDS = ("attention", "mamba2")
-# The scalings whose frequencies do not depend on the sequence length, and what each needs besides rope_theta.
-ROPE_TYPES = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor",),
-}
-STATE_SIZES = range(16, 257, 16)
-LARGEST = 2**18  # of a size without a limit of its own: far above any model, and refused before memory is asked for
-STATE_RULE = "be a multiple of 16 up to 256, the state sizes that decoding runs"
+from . import config_checks
 
 # What a Llama checkpoint's configuration and ours have in common.
 _LLAMA_FIELDS = (
@@ -46,19 +30,38 @@ _LLAMA_FIELDS = (
 
 
 class LlambaConfig(PreTrainedConfig):
-    """Llama fields as in `transformers.LlamaConfig`, plus what each layer is and the shape of the Mamba-2 mixers.
+    """Llama fields as in `transformers.LlamaConfig`, plus what each layer is and the shape of the mixers.
+
+    A layer is hidden += residual_multiplier * mixer(norm(hidden)), then the same with its MLP; it may lack either.
 
     Args:
-        layers: "attention" or "mamba2" for each layer; default attention everywhere.
+        layers: "attention", "mamba1", "mamba2" or "none" (an MLP alone) for each layer; default attention everywhere.
+        mlp_layers: whether each layer has an MLP; default all. mlp_gated: False: down(act(up(u))), without gate_proj.
+        rotary_dim: channels of a head that RoPE rotates, the first ones; default all, 0: no RoPE.
+        sliding_window: a token sees itself and the sliding_window - 1 tokens before it; None: all of them.
+        attention_scale: of the scores; default head_dim ** -0.5.
+        embedding_multiplier, logits_divisor: of the embedded tokens, and of what lm_head gives.
+        mamba_conv_bias, mamba_proj_bias: biases of conv1d, and of the projections from and to the residual stream.
+        mamba_norm_eps: of the gated norm; default rms_norm_eps.
         mamba_num_heads: heads of z, dt, the state and the output; d_inner = mamba_num_heads * mamba_head_dim.
         mamba_x_heads, mamba_B_heads, mamba_C_heads: heads of x, B and C, each a divisor of mamba_num_heads. Head h
             reads x head h // (mamba_num_heads // mamba_x_heads), so the key/value sharing of GQA stays un-repeated.
-        mamba_d_state: state columns per head. mamba_d_conv: width of the causal convolution.
+        mamba_d_state: state columns per head. mamba_d_conv: width of the causal convolution, of both kinds of Mamba.
         mamba_norm_group_size: channels that share one RMS in the gated norm.
         mamba_chunk_size: tokens per chunk of the full-sequence scan; speed only.
+        mamba1_d_inner, mamba1_d_state, mamba1_dt_rank: channels, state columns per channel, columns of dt_proj.
+        mamba1_selection: what dt, B and C come from: "conv", the convolved x, as in Mamba; "input", the layer's input,
+            as in MambaInLlama's attention-initialised mixers, whose heads have mamba1_d_state channels.
+        mamba1_x_heads: of "input": heads of x, repeated to d_inner channels before the convolution; 1 otherwise.
+        mamba1_B_heads, mamba1_C_heads: channel c reads B head c // (mamba1_d_inner // mamba1_B_heads); C likewise.
+        mamba1_inner_norm: RMSNorm of dt_proj's input, B and C, with mamba1_inner_norm_eps: None, "plain" (without
+            weights, Falcon-Mamba) or "weighted" (Jamba).
+        mamba1_dt_bias_count: 2: dt_proj's bias is added twice, as MambaInLlama's Mamba-1 models were trained.
+        origin: the checkpoint that this was read from: {"family": its name, "config": its config.json}; for export.
 
     The mamba_* shapes default to those of an attention-initialised mixer (arXiv 2408.15237): queries, keys and values
-    become C, B and x, so every size is the attention's own.
+    become C, B and x, so every size is the attention's own. The mamba1_* shapes default to Mamba's, expanded by 2, or
+    with "input" to an attention-initialised mixer's.
     """
 
     model_type = "llamba_hybrid"
@@ -94,6 +97,29 @@ class LlambaConfig(PreTrainedConfig):
     mamba_norm_group_size: int | None = None
     mamba_chunk_size: int = 64
 
+    mlp_layers: list[bool] | None = None
+    mlp_gated: bool = True
+    rotary_dim: int | None = None
+    sliding_window: int | None = None
+    attention_scale: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    mamba_norm_eps: float | None = None
+    mamba1_d_inner: int | None = None
+    mamba1_d_state: int = 16
+    mamba1_dt_rank: int | None = None
+    mamba1_selection: str = "conv"
+    mamba1_x_heads: int | None = None
+    mamba1_B_heads: int | None = None
+    mamba1_C_heads: int | None = None
+    mamba1_inner_norm: str | None = None
+    mamba1_inner_norm_eps: float = 1e-6
+    mamba1_dt_bias_count: int = 1
+    origin: dict | None = None
+
     def __post_init__(self, **kwargs):
         check_fields({field: getattr(self, field) for field in _FIELD_TYPES})  # before anything is computed from them
 
@@ -111,8 +137,20 @@ class LlambaConfig(PreTrainedConfig):
         default("mamba_B_heads", self.num_key_value_heads)
         default("mamba_C_heads", self.num_attention_heads)
         default("mamba_norm_group_size", self.mamba_head_dim)
+        default("mlp_layers", [True] * self.num_hidden_layers)
+        default("rotary_dim", self.head_dim)
+        default("attention_scale", max(self.head_dim, 1) ** -0.5)
+        default("mamba_norm_eps", self.rms_norm_eps)
+        from_input = self.mamba1_selection == "input"
+        attention_dim = self.num_attention_heads * self.head_dim
+        shared_heads = self.num_key_value_heads * self.head_dim // self.mamba1_d_state
+        default("mamba1_d_inner", attention_dim if from_input else 2 * self.hidden_size)
+        default("mamba1_dt_rank", -(-self.hidden_size // 16))
+        default("mamba1_x_heads", shared_heads if from_input else 1)
+        default("mamba1_B_heads", shared_heads if from_input else 1)
+        default("mamba1_C_heads", self.mamba1_d_inner // self.mamba1_d_state if from_input else 1)
         super().__post_init__(**kwargs)
-        self._check()
+        config_checks.check_config(self)
 
     @classmethod
     def from_llama(cls, config: LlamaConfig, mamba_layers: Iterable[int] = ()) -> "LlambaConfig":
@@ -129,7 +167,8 @@ class LlambaConfig(PreTrainedConfig):
 
     @property
     def mamba_layers(self) -> list[int]:
-        return [i for i, kind in enumerate(self.layers) if kind == "mamba2"]
+        """The layers with a recurrent state, of either kind."""
+        return [i for i, kind in enumerate(self.layers) if kind in ("mamba1", "mamba2")]
 
     @property
     def mamba_d_inner(self) -> int:
@@ -140,100 +179,20 @@ class LlambaConfig(PreTrainedConfig):
         """Channels of x, B and C together: what the convolution sees and what decoding keeps of a token."""
         return self.mamba_x_heads * self.mamba_head_dim + (self.mamba_B_heads + self.mamba_C_heads) * self.mamba_d_state
 
-    def _require(self, ok: bool, field: str, rule: str):
-        if not ok:
-            raise ValueError(f"LlambaConfig: {field} must {rule}; got {getattr(self, field)!r}")
+    @property
+    def mamba1_headdim(self) -> int:
+        """Channels of a Mamba-1 mixer's x head."""
+        return self.mamba1_d_state if self.mamba1_selection == "input" else self.mamba1_d_inner
 
-    def _check_rope(self):
-        rope = self.rope_parameters
-        self._require(
-            rope.get("rope_type") in ROPE_TYPES, "rope_parameters", f"have a rope_type in {tuple(ROPE_TYPES)}"
-        )
-        for name in ("rope_theta", *ROPE_TYPES[rope["rope_type"]]):
-            value = rope.get(name)
-            positive = _is_of(value, float) and 0 < value < math.inf
-            self._require(positive, "rope_parameters", f"have a positive {name}")
-        if rope["rope_type"] == "llama3":
-            rises = rope["low_freq_factor"] < rope["high_freq_factor"]
-            self._require(rises, "rope_parameters", "have a low_freq_factor below its high_freq_factor")
-        self._require(self._has_frequencies(), "rope_parameters", "give each pair of channels a finite frequency")
-
-    def _has_frequencies(self) -> bool:
-        """Whether transformers makes sense of all that rope_parameters may hold besides what is needed."""
-        kind = self.rope_parameters["rope_type"]
-        if kind == "default":
-            return True
-        try:
-            with torch.device("cpu"):
-                frequencies, scale = ROPE_INIT_FUNCTIONS[kind](self)
-            return len(frequencies) == self.head_dim // 2 and bool((frequencies * scale).isfinite().all())
-        except (TypeError, ValueError, ArithmeticError):
-            return False
-
-    def _check(self):
-        require = self._require
-        require(len(self.layers) == self.num_hidden_layers, "layers", f"name {self.num_hidden_layers} layers")
-        require(all(kind in LAYER_KINDS for kind in self.layers), "layers", f"hold only {' or '.join(LAYER_KINDS)}")
-        require(
-            self.num_attention_heads % self.num_key_value_heads == 0,
-            "num_key_value_heads",
-            f"divide num_attention_heads, {self.num_attention_heads}",
-        )
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "be even and positive")
-        self._check_rope()
-        require(self.hidden_act in ACT2FN, "hidden_act", "be an activation that transformers has")
-        require(0 < self.rms_norm_eps < math.inf, "rms_norm_eps", "be positive and finite")
-        if self.pad_token_id is not None:  # below 0 it counts from the end
-            require(
-                -self.vocab_size <= self.pad_token_id < self.vocab_size,
-                "pad_token_id",
-                f"be below vocab_size, {self.vocab_size}",
-            )
-        require(not self.mamba_layers or self.mamba_d_state in STATE_SIZES, "mamba_d_state", STATE_RULE)
-        require(2 <= self.mamba_d_conv <= 4, "mamba_d_conv", "be 2, 3 or 4")
-        for field in ("mamba_x_heads", "mamba_B_heads", "mamba_C_heads"):
-            divides = self.mamba_num_heads % getattr(self, field) == 0
-            require(divides, field, f"divide mamba_num_heads, {self.mamba_num_heads}")
-        divides = self.mamba_d_inner % self.mamba_norm_group_size == 0
-        require(divides, "mamba_norm_group_size", f"divide d_inner, {self.mamba_d_inner}")
+    @property
+    def mamba1_x_dim(self) -> int:
+        """Channels of a Mamba-1 mixer's raw x: what decoding keeps of a token for the convolution."""
+        return self.mamba1_x_heads * self.mamba1_headdim
 
 
-# The fields above and their types.
 _FIELD_TYPES = inspect.get_annotations(LlambaConfig)
-_LIMITS = {"vocab_size": 2**31 - 1, "max_position_embeddings": 2**31 - 1, "num_hidden_layers": 4096}
-_SIZES = {
-    name: _LIMITS.get(name, LARGEST)
-    for name, hint in _FIELD_TYPES.items()
-    if hint in (int, int | None) and not name.endswith("_token_id")
-}
-_WORDS = {int: "an int", float: "a number", bool: "true or false", str: "a string", dict: "an object", NoneType: "null"}
 
 
 def check_fields(settings: dict) -> None:
     """Each field in `settings`, such as config.json holds, by itself: TypeError or, for a size, ValueError."""
-    for field, hint in _FIELD_TYPES.items():
-        value = settings.get(field)
-        if field in settings and not _is_of(value, hint):
-            raise TypeError(f"LlambaConfig: {field} must be {_words(hint)}; got {value!r}")
-        if field in _SIZES and value is not None and value <= 0:
-            raise ValueError(f"LlambaConfig: {field} must be positive; got {value}")
-        if field in _SIZES and value is not None and value > _SIZES[field]:
-            raise ValueError(f"LlambaConfig: {field} must be at most {_SIZES[field]}; got {value}")
-
-
-def _is_of(value, hint) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_is_of(value, each) for each in typing.get_args(hint))
-    if typing.get_origin(hint) is list:
-        return isinstance(value, (list, tuple)) and all(_is_of(each, *typing.get_args(hint)) for each in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _words(hint) -> str:
-    if isinstance(hint, UnionType):
-        return " or ".join(map(_words, typing.get_args(hint)))
-    if typing.get_origin(hint) is list:
-        return f"a list of {_words(*typing.get_args(hint)).removeprefix('an ').removeprefix('a ')}s"
-    return _WORDS[hint]
+    config_checks.check_types(settings, _FIELD_TYPES)

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
-from ..cache import DTYPES, DecodeCache, Session, fold_every_for
+from ..cache import DTYPES, DecodeCache, Session, fold_every_for, not_decoded
 from .step import StepModel, altered_module
 
 FIRST_WINDOW = 8  # tokens of a step until a forward brings more
@@ -40,7 +40,8 @@ class GenerationCache:
 
     @staticmethod
     def supports(model) -> bool:
-        return model.device.type == "cpu" and model.dtype in DTYPES and altered_module(model) is None
+        runs = model.device.type == "cpu" and model.dtype in DTYPES and altered_module(model) is None
+        return runs and not_decoded(model.config) is None
 
     # What transformers asks of a cache.
 

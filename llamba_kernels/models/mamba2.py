@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer that takes an attention layer's place, with MambaInLlama's parameter layout."""
+"""The Mamba-2 mixer over whole sequences, with the parameter layout that Mamba-2 and MambaInLlama share."""
 
 import math
 
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import LlambaConfig
+from .conv import causal_conv, masked
+from .norm import rms_normalize
 from .ssd import ssd_chunked
 
 
@@ -25,7 +27,7 @@ class GatedRMSNorm(nn.Module):
     def normalize(self, y: Tensor, z: Tensor) -> Tensor:
         """The fp32 values that `weight` scales."""
         gated = (y.float() * F.silu(z.float())).unflatten(-1, (-1, self.group_size))
-        return (gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)).flatten(-2)
+        return rms_normalize(gated, self.eps).flatten(-2)
 
 
 class Mamba2Mixer(nn.Module):
@@ -51,38 +53,39 @@ class Mamba2Mixer(nn.Module):
             config.mamba_C_heads * self.d_state,
         ]
 
-        self.in_proj = nn.Linear(config.hidden_size, self.d_inner + self.conv_dim + self.num_heads, bias=False)
-        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, self.d_conv, groups=self.conv_dim)
+        bias = config.mamba_proj_bias
+        self.in_proj = nn.Linear(config.hidden_size, self.d_inner + self.conv_dim + self.num_heads, bias=bias)
+        self.conv1d = nn.Conv1d(
+            self.conv_dim, self.conv_dim, self.d_conv, groups=self.conv_dim, bias=config.mamba_conv_bias
+        )
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
-        self.norm = GatedRMSNorm(self.d_inner, config.mamba_norm_group_size, config.rms_norm_eps)
-        self.out_proj = nn.Linear(self.d_inner, config.hidden_size, bias=False)
+        self.norm = GatedRMSNorm(self.d_inner, config.mamba_norm_group_size, config.mamba_norm_eps)
+        self.out_proj = nn.Linear(self.d_inner, config.hidden_size, bias=bias)
 
-    @staticmethod
-    def initial_dynamics(num_heads: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def initial_dynamics(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Mamba-2's usual random start: step sizes log-uniform in [0.001, 0.1], A uniform in [1, 16], D one."""
-        dt = torch.exp(torch.empty(num_heads).uniform_(math.log(1e-3), math.log(1e-1), generator=generator))
+        dt = torch.exp(torch.empty(self.num_heads).uniform_(math.log(1e-3), math.log(1e-1), generator=generator))
         return {
             "dt_bias": inverse_softplus(dt),
-            "A_log": torch.empty(num_heads).uniform_(1, 16, generator=generator).log(),
-            "D": torch.ones(num_heads),
+            "A_log": torch.empty(self.num_heads).uniform_(1, 16, generator=generator).log(),
+            "D": torch.ones(self.num_heads),
         }
 
     def forward(self, u: Tensor, attention_mask: Tensor | None = None, handover=None) -> Tensor:
         """u: (batch, L, hidden). attention_mask: (batch, L), 0 on padding. handover: see `LlambaModel.forward`."""
-        y, z = self.scan(u, attention_mask, handover)
-        return self.out_proj(self.norm(y, z))
+        return self.out_proj(self.features(u, attention_mask, handover))
+
+    def features(self, u: Tensor, attention_mask: Tensor | None = None, handover=None) -> Tensor:
+        """Everything before out_proj, (batch, L, d_inner)."""
+        return self.norm(*self.scan(u, attention_mask, handover))
 
     def scan(self, u: Tensor, attention_mask: Tensor | None = None, handover=None) -> tuple[Tensor, Tensor]:
         """Everything before the norm: the SSD output y and the gate z, both (batch, L, d_inner)."""
-        keep = None if attention_mask is None else attention_mask.unsqueeze(-1).to(u.dtype)  # [batch, L, 1]
-        if keep is not None:
-            u = u * keep
         z, xBC, dt = self.in_proj(u).split([self.d_inner, self.conv_dim, self.num_heads], dim=-1)
-        conv = self.causal_conv(xBC)
-        if keep is not None:
-            conv = conv * keep  # the convolution's bias made padding non-zero again
+        xBC = masked(xBC, attention_mask)
+        conv = masked(causal_conv(xBC, self.conv1d), attention_mask)  # the bias made padding non-zero again
         x, B, C = conv.split(self.xBC_sizes, dim=-1)
         x, B, C = x.unflatten(-1, (-1, self.head_dim)), *(t.unflatten(-1, (-1, self.d_state)) for t in (B, C))
         step = F.softplus(dt.float() + self.dt_bias.float())
@@ -97,19 +100,6 @@ class Mamba2Mixer(nn.Module):
             rest, _ = ssd_chunked(x[:, f:], step[:, f:], A, B[:, f:], C[:, f:], self.D, self.chunk_size, state)
             y = torch.cat([y, rest], dim=1)
         return y.flatten(-2), z
-
-    def causal_conv(self, xBC: Tensor) -> Tensor:
-        """SiLU of the depthwise convolution; a token sees itself and the d_conv - 1 tokens before it.
-
-        As shifted products, summed in fp32: on a CPU a third of the time of conv1d forward and backward.
-        """
-        length = xBC.shape[1]
-        padded = F.pad(xBC.float(), (0, 0, self.d_conv - 1, 0))  # [batch, d_conv - 1 + L, conv_dim]
-        taps = self.conv1d.weight.float()[:, 0].T  # [d_conv, conv_dim]
-        total = self.conv1d.bias.float()
-        for k in range(self.d_conv):
-            total = torch.addcmul(total, padded[:, k : k + length], taps[k])
-        return F.silu(total).to(xBC.dtype)
 
 
 def inverse_softplus(value: Tensor) -> Tensor:

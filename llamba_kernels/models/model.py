@@ -1,7 +1,7 @@
-"""Llama with some attention layers replaced by Mamba-2 mixers: the full-sequence model.
+"""A language model of attention, Mamba-1 and Mamba-2 layers, with or without MLPs: the full-sequence model.
 
-Parameter names are those of `transformers.LlamaForCausalLM`, so a Llama checkpoint loads by name; a converted layer
-has `mamba` where Llama has `self_attn`. Decoding against a cache is in step.py and generation.py.
+Parameter names are those of `transformers.LlamaForCausalLM`, so a Llama checkpoint loads by name; a Mamba layer has
+`mamba` where Llama has `self_attn`. Decoding against a cache is in step.py and generation.py.
 """
 
 import torch
@@ -15,28 +15,19 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 from transformers.modeling_utils import slice_logits_to_keep
 
 from .config import LlambaConfig
+from .mamba1 import Mamba1Mixer
 from .mamba2 import GatedRMSNorm, Mamba2Mixer
+from .norm import LlambaRMSNorm
 from .rope import apply_rope, rope_cos_sin
 
 
-class LlambaRMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(hidden.dtype)
-
-
 class LlambaAttention(nn.Module):
-    """Grouped-query attention with RoPE."""
+    """Grouped-query attention, with RoPE or without."""
 
     def __init__(self, config: LlambaConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
+        self.head_dim, self.scale = config.head_dim, config.attention_scale
         q_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
@@ -44,19 +35,21 @@ class LlambaAttention(nn.Module):
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
 
     def forward(
-        self, u: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor | None = None, handover=None
+        self, u: Tensor, rope: tuple[Tensor, Tensor] | None, causal_mask: Tensor | None = None, handover=None
     ) -> Tensor:
-        """u: (batch, L, hidden). rope: cos and sin, (batch, L, head_dim). causal_mask: None for plain causal."""
-        cos, sin = (t.unsqueeze(1) for t in rope)  # [batch, 1, L, head_dim]
+        """u: (batch, L, hidden). rope: cos and sin, (batch, L, rotary_dim). causal_mask: None for plain causal."""
         q, k, v = (
             proj(u).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, L, head_dim]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if rope is not None:
+            cos, sin = (t.unsqueeze(1) for t in rope)  # [batch, 1, L, rotary_dim]
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if handover is not None:
             handover.attention(self.layer_idx, k, v)
+        shared = k.shape[1] != q.shape[1]
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=causal_mask, is_causal=causal_mask is None, enable_gqa=k.shape[1] != q.shape[1]
+            q, k, v, attn_mask=causal_mask, is_causal=causal_mask is None, enable_gqa=shared, scale=self.scale
         )
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
@@ -64,38 +57,55 @@ class LlambaAttention(nn.Module):
 class LlambaMLP(nn.Module):
     def __init__(self, config: LlambaConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gated = config.mlp_gated
+        if self.gated:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(u)) * self.up_proj(u))
+        if self.gated:
+            return self.down_proj(self.act_fn(self.gate_proj(u)) * self.up_proj(u))
+        return self.down_proj(self.act_fn(self.up_proj(u)))
 
 
 class LlambaDecoderLayer(GradientCheckpointingLayer):
+    """A token mixer and an MLP, each behind a norm and added to the residual stream; one of the two may be missing."""
+
     def __init__(self, config: LlambaConfig, layer_idx: int):
         super().__init__()
-        self.is_mamba = config.layers[layer_idx] == "mamba2"
+        self.kind, self.has_mlp = config.layers[layer_idx], config.mlp_layers[layer_idx]
+        self.is_mamba = self.kind in ("mamba1", "mamba2")
+        self.residual_multiplier = config.residual_multiplier
         if self.is_mamba:
-            self.mamba = Mamba2Mixer(config, layer_idx)
-        else:
+            self.mamba = (Mamba1Mixer if self.kind == "mamba1" else Mamba2Mixer)(config, layer_idx)
+        elif self.kind == "attention":
             self.self_attn = LlambaAttention(config, layer_idx)
-        self.mlp = LlambaMLP(config)
-        self.input_layernorm = LlambaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = LlambaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        if self.has_mlp:
+            self.mlp = LlambaMLP(config)
+        if self.kind != "none":
+            self.input_layernorm = LlambaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        if self.has_mlp:
+            self.post_attention_layernorm = LlambaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, context: "SequenceContext", handover=None) -> Tensor:
-        return self.feed_forward(hidden + self.mix(self.input_layernorm(hidden), context, handover))
+        if self.kind != "none":
+            hidden = self.add(hidden, self.mix(self.input_layernorm(hidden), context, handover))
+        return self.feed_forward(hidden)
 
     def mix(self, u: Tensor, context: "SequenceContext", handover=None) -> Tensor:
-        """The token mixer alone: what distillation compares between attention and Mamba-2."""
+        """The token mixer alone: what distillation compares between attention and Mamba."""
         if self.is_mamba:
             return self.mamba(u, context.attention_mask, handover)
         return self.self_attn(u, context.rope, context.causal_mask, handover)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return self.add(hidden, self.mlp(self.post_attention_layernorm(hidden))) if self.has_mlp else hidden
+
+    def add(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """What the residual stream becomes by a sublayer's output."""
+        return hidden + (mixed if self.residual_multiplier == 1 else mixed * self.residual_multiplier)
 
 
 class SequenceContext:
@@ -112,14 +122,25 @@ class SequenceContext:
                 position_ids = torch.arange(length, device=hidden.device).unsqueeze(0)
             else:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        self.rope = rope_cos_sin(config, position_ids)
+        attends = "attention" in config.layers
+        self.rope = rope_cos_sin(config, position_ids) if attends and config.rotary_dim else None
         self.attention_mask = attention_mask
         self.causal_mask = None
-        if attention_mask is not None:
-            square = torch.ones(length, length, dtype=torch.bool, device=hidden.device)
-            seen = square.tril() & attention_mask.bool()[:, None, None, :]
-            # A padding query sees itself: a row without any key would be NaN, and NaN * 0 is still NaN further on.
-            self.causal_mask = seen | torch.eye(length, dtype=torch.bool, device=hidden.device)  # [batch, 1, L, L]
+        too_long = config.sliding_window is not None and length > config.sliding_window
+        if attends and (attention_mask is not None or too_long):
+            self.causal_mask = _causal_mask(length, config.sliding_window, attention_mask, hidden.device)
+
+
+def _causal_mask(length: int, window: int | None, attention_mask: Tensor | None, device) -> Tensor:
+    """Which keys each token sees, [1 or batch, 1, L, L]."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    if attention_mask is None:
+        return seen[None, None]
+    # A padding query sees itself: a row without any key would be NaN, and NaN * 0 is still NaN further on.
+    alone = torch.eye(length, dtype=torch.bool, device=device)
+    return (seen & attention_mask.bool()[:, None, None, :]) | alone
 
 
 class LlambaPreTrainedModel(PreTrainedModel):
@@ -134,10 +155,10 @@ class LlambaPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GatedRMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, Mamba2Mixer):
-            fresh = Mamba2Mixer.initial_dynamics(module.num_heads)
+        elif isinstance(module, (Mamba1Mixer, Mamba2Mixer)):
+            fresh = module.initial_dynamics()
             for name, value in fresh.items():
-                init.copy_(getattr(module, name), value)
+                init.copy_(module.get_parameter(name), value)
 
 
 class LlambaModel(LlambaPreTrainedModel):
@@ -166,11 +187,13 @@ class LlambaModel(LlambaPreTrainedModel):
             handover: receives what a decoding cache needs to go on from this prompt. Every attention layer calls
                 `handover.attention(layer_idx, k, v)` with k after RoPE, both (batch, kv_heads, L, head_dim); every
                 mamba2 layer calls `handover.mamba2(layer_idx, xBC, dt, state)` with the raw in_proj slices
-                (batch, L, conv_dim) and (batch, L, nheads) and the fp32 state after `handover.fold_point` tokens.
+                (batch, L, conv_dim) and (batch, L, nheads) and the fp32 state after `handover.fold_point` tokens;
+                every mamba1 layer calls `handover.mamba1(layer_idx, x_raw, x, dt, B, state)` with x before the
+                convolution, un-repeated, and after it, dt before its bias, and B, all (batch, L, channels).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("LlambaModel: exactly one of input_ids and inputs_embeds must be given")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.scale(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         context = SequenceContext(self.config, hidden, attention_mask, position_ids)
         states = [hidden]
         for layer in self.layers:
@@ -180,6 +203,11 @@ class LlambaModel(LlambaPreTrainedModel):
         hidden = self.norm(hidden)
         # As in transformers: the embedding, then each layer's output, the last one after the final norm.
         return BaseModelOutput(hidden, hidden_states=(*states[:-1], hidden) if output_hidden_states else None)
+
+    def scale(self, embedded: Tensor) -> Tensor:
+        """What the first layer sees of embedded tokens."""
+        factor = self.config.embedding_multiplier
+        return embedded if factor == 1 else embedded * factor
 
 
 class LlambaForCausalLM(LlambaPreTrainedModel, GenerationMixin):
@@ -224,12 +252,17 @@ class LlambaForCausalLM(LlambaPreTrainedModel, GenerationMixin):
             output = CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
             return output if return_dict else output.to_tuple()
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, output_hidden_states, handover)
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
         return output if return_dict else output.to_tuple()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of what the final norm gives."""
+        logits, divisor = self.lm_head(hidden), self.config.logits_divisor
+        return logits if divisor == 1 else logits / divisor
 
     @staticmethod
     def _forward_with_cache(cache, input_ids, attention_mask, logits_to_keep, labels, output_hidden_states) -> Tensor:

@@ -22,7 +22,8 @@ def first_layers(model: LlambaForCausalLM, count: int) -> LlambaForCausalLM:
     """
     check_int("first_layers: count", count, 1, model.config.num_hidden_layers)
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers, config.layers = count, config.layers[:count]
+    config.num_hidden_layers = count
+    config.layers, config.mlp_layers = config.layers[:count], config.mlp_layers[:count]
     with torch.device("meta"):  # no memory: every parameter is replaced
         draft = LlambaForCausalLM(config)
     draft.model.embed_tokens = model.model.embed_tokens
@@ -43,7 +44,7 @@ def first_difference(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizer
 
 
 class ModelDraft:
-    """A LlambaForCausalLM of any kind that drafts: attention, Mamba-2 or both.
+    """A LlambaForCausalLM with layers of any kinds that drafts.
 
     It drafts greedily for a greedy target, and otherwise draws from its own law, warped by the target's temperature,
     top-k and top-p. What the target rejects it takes back by its cursor: no state is copied.
