@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
       "attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cursor, "
-      "Tensor slots, float scale, Tensor? parents, Tensor(c!) out) -> ()");
+      "Tensor slots, float scale, int sliding_window, Tensor? parents, Tensor(c!) out) -> ()");
   m.def(
       "kv_compact(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor cursor, Tensor slots, Tensor accepted, "
       "Tensor path) -> ()");

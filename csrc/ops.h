@@ -43,8 +43,8 @@ void rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& p
 void silu_mul(const Tensor& gate, const Tensor& up, const Tensor& out);
 void skinny_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out);
 void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
-                    const Tensor& cursor, const Tensor& slots, double scale, const std::optional<Tensor>& parents,
-                    const Tensor& out);
+                    const Tensor& cursor, const Tensor& slots, double scale, int64_t sliding_window,
+                    const std::optional<Tensor>& parents, const Tensor& out);
 void kv_compact(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches, const Tensor& cursor,
                 const Tensor& slots, const Tensor& accepted, const Tensor& path);
 void argmax(const Tensor& logits, const Tensor& out);

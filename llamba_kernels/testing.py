@@ -141,7 +141,7 @@ def make_attention_step_inputs(
     return inputs
 
 
-def attention_step_formula(q, k, v, k_cache, v_cache, cursor, slots, parents=None):
+def attention_step_formula(q, k, v, k_cache, v_cache, cursor, slots, parents=None, sliding_window=0):
     """attention_step in torch: one masked attention per sequence, by the formula in the inputs' dtype."""
     out = torch.zeros_like(q)
     for b, slot in enumerate(slots.tolist()):
@@ -157,6 +157,8 @@ def attention_step_formula(q, k, v, k_cache, v_cache, cursor, slots, parents=Non
             if parent >= 0:
                 seen[t, new] |= seen[parent, new]
         seen[:, past] = True
+        if sliding_window:  # of what a token sees, the last ones: position + depth is as good as a place
+            seen &= seen.flip(-1).cumsum(-1).flip(-1) <= sliding_window
         with sdpa_kernel(SDPBackend.MATH):
             out[b, :ntokens] = torch.nn.functional.scaled_dot_product_attention(
                 q[b : b + 1, :ntokens].transpose(1, 2),

@@ -3,7 +3,9 @@
 import torch
 
 
-def attention_step_ref(q, k, v, k_cache, v_cache, cursor, slots, scale=None, parents=None, compute_dtype=torch.float64):
+def attention_step_ref(
+    q, k, v, k_cache, v_cache, cursor, slots, scale=None, sliding_window=0, parents=None, compute_dtype=torch.float64
+):
     """out unrounded, and the caches after the step; argument order as the op, nothing is written."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[2] // k.shape[2]
@@ -17,6 +19,7 @@ def attention_step_ref(q, k, v, k_cache, v_cache, cursor, slots, scale=None, par
             v_cache[slot, :, position + t] = v[b, t]
         for t in range(ntokens):
             rows = [*range(position), *(position + i for i in _path(t, None if parents is None else parents[b]))]
+            rows = rows[-sliding_window:]  # all of them if 0
             for head in range(q.shape[2]):
                 keys, values = (c[slot, head // group, rows].to(compute_dtype) for c in (k_cache, v_cache))
                 weights = torch.exp(_centred(scale * keys @ q[b, t, head].to(compute_dtype)))

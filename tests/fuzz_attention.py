@@ -66,12 +66,13 @@ def draw_attention_step(draw):
         cursor=cursor,
         slots=slots,
         scale=draw.choice((None, None, 0.05, 1.0, 0.0, -0.3)),
+        sliding_window=draw.choice((0, 0, 1, 2, 5, 16, 33, 300)),
         parents=draw.maybe(draw_trees(draw, counts, max_ntokens)),
         out=draw.maybe(torch.full((batch, max_ntokens, kv_heads * group, head_dim), NAN, dtype=dtype)),
     )
 
 
-def expect_attention_step(q, k, v, k_cache, v_cache, cursor, slots, scale, parents, out):
+def expect_attention_step(q, k, v, k_cache, v_cache, cursor, slots, scale, sliding_window, parents, out):
     """With d the error of a score, head_dim + 2 roundings of |scale| |q| . |k|, a weight is off by a factor e^(2 d) and
     the sums by a rounding or two per key, both of the weighted mean of |v|; no weight is below e^-87 (fp32's exp ends).
     """
@@ -80,8 +81,9 @@ def expect_attention_step(q, k, v, k_cache, v_cache, cursor, slots, scale, paren
     require(k.shape == v.shape and k_cache.shape == v_cache.shape, "v is like k")
     require(q.shape[2] % k.shape[2] == 0 and cursor.shape[0] == k_cache.shape[0], "heads and slots fit")
     require(slots.shape == q.shape[:1] and abs(scale) < float("inf"), "slots is (batch); scale is finite")
+    require(sliding_window >= 0, "sliding_window is not negative")
     require(parents is None or parents.dtype == torch.int32 and parents.shape == q.shape[:2], "parents fits q")
-    arguments = cursor, slots, scale, parents
+    arguments = cursor, slots, scale, sliding_window, parents
     steps = open_steps(cursor, slots, k_cache.shape[2])
     for i, _, _, ntokens in steps:
         require(ntokens <= q.shape[1], "q holds the step")

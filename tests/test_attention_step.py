@@ -249,7 +249,7 @@ def test_no_sequences():
 def test_opcheck(tree):
     inputs = make_inputs(tree=tree)
     parents, out = inputs.pop("parents"), torch.empty_like(inputs["q"])
-    torch.library.opcheck(torch.ops.llamba.attention_step.default, (*inputs.values(), 0.125, parents, out))
+    torch.library.opcheck(torch.ops.llamba.attention_step.default, (*inputs.values(), 0.125, 7, parents, out))
 
 
 def test_compiles_without_graph_break():

@@ -143,6 +143,7 @@ REFUSED = [
     ("attention_step", dict(head_dim=257), "head_dim must be 1 to 256; got 257"),
     ("attention_step", dict(nslots=-1), "nslots must be at least 0; got -1"),
     ("attention_step", dict(max_tokens=-1), "max_tokens must be at least 0; got -1"),
+    ("attention_step", dict(sliding_window=-1), "sliding_window must be at least 0; got -1"),
     ("attention_step", dict(scale=float("nan")), "scale must be finite; got nan"),
     *(
         ("kv_compact", {name: -1}, f"{name} must be at least 0; got -1")

@@ -229,7 +229,7 @@ def test_instruction_sets_agree(isa, other, run_with):
 
 
 OPERATORS = "argmax attention_step attention_step_refusals cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk"
-OPERATORS += " mamba2_verify_refusals"
+OPERATORS += " attention_window mamba2_verify_refusals"
 OPERATORS += " materialize rms_norm rope silu_mul skinny_linear slot_copy speculative_accept"
 OPERATORS += " speculative_accept_refusals step"
 

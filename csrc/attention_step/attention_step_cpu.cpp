@@ -30,6 +30,7 @@ int check_numbers(const llamba_attention_step_args& args) {
   LLAMBA_CHECK_RANGE(kOp, &args, head_dim, 1, 256);
   LLAMBA_CHECK_LEAST(kOp, &args, nslots, 0);
   LLAMBA_CHECK_LEAST(kOp, &args, max_tokens, 0);
+  LLAMBA_CHECK_LEAST(kOp, &args, sliding_window, 0);
   if (!std::isfinite(args.scale)) return fail(LLAMBA_VALUE_ERROR, "%s: scale must be finite; got %g", kOp, args.scale);
   return LLAMBA_OK;
 }

@@ -14,7 +14,7 @@ struct AttentionSizes {
   int64_t partial;  // floats of one partial result: padded sums, the maximum, the total weight, padding
 };
 
-// The open step of one sequence. Query token t stands at position + depth(t) and sees the keys at 0 to there: the
+// The open step of one sequence. Query token t stands at position + depth(t) and sees the keys from first_seen to there:
 // committed ones, then its path: of each depth d the step's token path[t][d].
 struct AttentionSequence {
   int64_t batch_idx, slot, position, ntokens;
@@ -28,7 +28,12 @@ struct AttentionSequence {
   return sequence.depth ? sequence.depth[token] : token;
 }
 
-// The partial results of all queries of one kv head over one chunk of keys.
+// The first position that the token at `place` sees.
+[[maybe_unused]] static inline int64_t first_seen(const llamba_attention_step_args& args, int64_t place) {
+  return args.sliding_window > 0 && place >= args.sliding_window ? place - args.sliding_window + 1 : 0;
+}
+
+// The partial results of all queries of one kv head over one chunk of keys; of use for those that see some of it.
 // scratch: ntokens * group * (padded + kChunk) + 16 * padded floats, of no use to anyone else.
 LLAMBA_DECLARE_ISA(void attend_chunk(const llamba_attention_step_args& args, const AttentionSizes& sizes,
                                      const AttentionSequence& sequence, int64_t kv_head, int64_t chunk, float* scratch))

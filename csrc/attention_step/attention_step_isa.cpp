@@ -7,6 +7,7 @@
 // Softmax   exact maximum of the chunk; weights exp(score - maximum) add to lane position % 16 in order, then the tree;
 //           each block of 16 positions adds its
 //           values from zero, one fused multiply-add each in order of position, and the blocks add up in order
+// Window    keys before a token's sliding window are left out of the maximum, of the lanes (a zero) and of the blocks' sums
 // Numerics  fp32, one rounding at the end. So the bits of a (token, head) depend on its query and the keys and values on its
 //           path alone: not on the window, the tree around it, the batch or the threads
 #include "attention_step/attention_step_cpu.h"
@@ -167,9 +168,10 @@ struct Rows {
     return Block{copies, padded, false};
   }
 
-  // `count` rows from position `first` on as token t sees them: some may be the step's own. What follows them is stale.
-  Block on_path(const AttentionSequence& sequence, int64_t token, int64_t first, int count) const {
-    for (int i = 0; i < count; ++i) {
+  // Rows [skip, count) of those from position `first` on as token t sees them: some may be the step's own. The others
+  // are stale.
+  Block on_path(const AttentionSequence& sequence, int64_t token, int64_t first, int skip, int count) const {
+    for (int i = skip; i < count; ++i) {
       int64_t row = first + i;
       if (row >= sequence.position && sequence.path) {
         row = sequence.position + sequence.path[token * sequence.ntokens + row - sequence.position];
@@ -180,9 +182,10 @@ struct Rows {
   }
 };
 
-// scores[0, count) -> weights exp(score - maximum), up to whole vectors of which the rest is zero.
-LLAMBA_INLINE void soften(float* scores, int count, float* maximum, float* total) {
+// scores[skip, count) -> weights exp(score - maximum), up to whole vectors of which the rest is zero. skip < kLanes
+LLAMBA_INLINE void soften(float* scores, int skip, int count, float* maximum, float* total) {
   float lanes[kLanes];
+  for (int lane = 0; lane < skip; ++lane) scores[lane] = -__builtin_inff();
   vec16 largest = broadcast(-__builtin_inff());
   int i = 0;
   for (; i + kLanes <= count; i += kLanes) largest = max(largest, load(scores + i));
@@ -197,6 +200,7 @@ LLAMBA_INLINE void soften(float* scores, int count, float* maximum, float* total
     const vec16 weights = exp(add(load_first(scores + i, n), broadcast(-most)));
     store(scores + i, broadcast(0.0f));
     store_first(scores + i, weights, n);
+    for (int lane = 0; lane < skip; ++lane) scores[lane] = 0.0f;  // exp ends above zero
     sums = add(sums, load(scores + i));
   }
   *maximum = most;
@@ -207,8 +211,9 @@ template <typename T>
 void attend(const llamba_attention_step_args& args, const AttentionSizes& sizes, const AttentionSequence& sequence,
             int64_t kv_head, int64_t chunk, float* scratch) {
   const int64_t queries = sequence.ntokens * sizes.group, padded = sizes.padded, first = chunk * kChunk;
-  float* const query = scratch;                    // [queries, padded]
-  float* const scores = query + queries * padded;  // [queries, kChunk]
+  if (first_seen(args, sequence.position) >= first + kChunk) return;  // no token sees any of it
+  float* const query = scratch;                                       // [queries, padded]
+  float* const scores = query + queries * padded;                     // [queries, kChunk]
   float* const copies = scores + queries * kChunk;
   float* const partials = sequence.partials + (kv_head * sequence.nchunks + chunk) * queries * sizes.partial;
   const T* k = static_cast<const T*>(args.k_cache) + sequence.slot * args.k_cache_stride_slot +
@@ -223,41 +228,65 @@ void attend(const llamba_attention_step_args& args, const AttentionSizes& sizes,
                  i / sizes.group * args.q_stride_token + (kv_head * sizes.group + i % sizes.group) * args.q_stride_head;
     copy_row(q, args.head_dim, query + i * padded);
   }
-  // Whole blocks of committed keys are the same for all queries, each of which sees them all.
-  int64_t shared = sequence.position - first;
-  shared = shared < 0 ? 0 : shared < kChunk ? shared / kLanes * kLanes : kChunk;
-  const auto seen_by = [&](int64_t i) {  // keys of this chunk, at most 0 in a chunk that begins after the token
-    const int64_t count = sequence.position + depth_of(sequence, i / sizes.group) + 1 - first;
-    return static_cast<int>(count < kChunk ? count : kChunk);
+  // A query sees the keys [begin_of, end_of) of this chunk, none if that is empty.
+  const auto end_of = [&](int64_t i) {
+    const int64_t end = sequence.position + depth_of(sequence, i / sizes.group) + 1 - first;
+    return end < kChunk ? end : kChunk;
+  };
+  const auto begin_of = [&](int64_t i) {
+    const int64_t begin = first_seen(args, sequence.position + depth_of(sequence, i / sizes.group)) - first;
+    return begin > 0 ? begin : 0;
+  };
+  // Whole blocks of committed keys that every query sees are read once for all: [shared, alone), if not empty.
+  int64_t alone = sequence.position - first, shared = 0;
+  alone = alone < 0 ? 0 : alone < kChunk ? alone / kLanes * kLanes : kChunk;
+  for (int64_t i = 0; i < queries; i += sizes.group) shared = begin_of(i) > shared ? begin_of(i) : shared;
+  shared = (shared + kLanes - 1) / kLanes * kLanes;
+  alone = alone > shared ? alone : shared;
+  // body(key, skip, count) for the blocks of query i from `from` to `to`: of block `key` it sees [skip, count).
+  const auto for_blocks = [&](int64_t i, int64_t from, int64_t to, const auto& body) {
+    const int64_t begin = begin_of(i), end = end_of(i);
+    from = from > begin ? from : begin / kLanes * kLanes;
+    for (int64_t key = from; key < to && key < end; key += kLanes) {
+      body(key, static_cast<int>(begin > key ? begin - key : 0), lanes_left(end - key));
+    }
+  };
+  const auto score_alone = [&](int64_t i, int64_t from, int64_t to) {
+    for_blocks(i, from, to, [&](int64_t key, int skip, int count) {
+      const Block block = keys.on_path(sequence, i / sizes.group, first + key, skip, count);
+      score_tile<1, false>(query + i * padded, block, args.scale, scores + i * kChunk + key, padded);
+    });
+  };
+  const auto add_alone = [&](int64_t i, int64_t from, int64_t to) {
+    for_blocks(i, from, to, [&](int64_t key, int skip, int count) {
+      Block block = values.on_path(sequence, i / sizes.group, first + key, skip, count);
+      block.rows += skip * padded;
+      const float* const weights = scores + i * kChunk + key + skip;
+      add_values_row<1, false>(weights, block, count - skip, partials + i * sizes.partial, 0, padded);
+    });
   };
 
-  for (int64_t key = 0; key < shared; key += kLanes) {
+  for (int64_t key = shared; key < alone; key += kLanes) {
     const Block block = keys.committed(first + key);
     score_keys(query, block, args.scale, scores + key, padded, queries);
   }
   for (int64_t i = 0; i < queries; ++i) {
-    const int seen = seen_by(i);
-    for (int64_t key = shared; key < seen; key += kLanes) {
-      const Block block = keys.on_path(sequence, i / sizes.group, first + key, lanes_left(seen - key));
-      score_tile<1, false>(query + i * padded, block, args.scale, scores + i * kChunk + key, padded);
-    }
-  }
-  for (int64_t i = 0; i < queries; ++i) {
+    score_alone(i, 0, shared);
+    score_alone(i, alone, kChunk);
     float* const partial = partials + i * sizes.partial;
     for (int64_t d = 0; d < padded; d += kLanes) store(partial + d, broadcast(0.0f));
-    if (seen_by(i) > 0) soften(scores + i * kChunk, seen_by(i), partial + padded, partial + padded + 1);
-  }
-  for (int64_t key = 0; key < shared; key += kLanes) {
-    add_values(scores + key, values.committed(first + key), kLanes, partials, sizes.partial, padded, queries);
-  }
-  for (int64_t i = 0; i < queries; ++i) {
-    const int seen = seen_by(i);
-    for (int64_t key = shared; key < seen; key += kLanes) {
-      const int n = lanes_left(seen - key);
-      const Block block = values.on_path(sequence, i / sizes.group, first + key, n);
-      add_values_row<1, false>(scores + i * kChunk + key, block, n, partials + i * sizes.partial, 0, padded);
+    const int64_t begin = begin_of(i), from = begin / kLanes * kLanes;
+    if (begin < end_of(i)) {
+      soften(scores + i * kChunk + from, static_cast<int>(begin - from), static_cast<int>(end_of(i) - from),
+             partial + padded, partial + padded + 1);
     }
   }
+  // In order of the blocks, whoever shares them.
+  for (int64_t i = 0; i < queries; ++i) add_alone(i, 0, shared);
+  for (int64_t key = shared; key < alone; key += kLanes) {
+    add_values(scores + key, values.committed(first + key), kLanes, partials, sizes.partial, padded, queries);
+  }
+  for (int64_t i = 0; i < queries; ++i) add_alone(i, alone, kChunk);
 }
 
 LLAMBA_INLINE float exp(float x) {
@@ -269,26 +298,27 @@ LLAMBA_INLINE float exp(float x) {
 template <typename T>
 void combine(const llamba_attention_step_args& args, const AttentionSizes& sizes, const AttentionSequence& sequence,
              int64_t head, int64_t token) {
-  const int64_t padded = sizes.padded, chunks = (sequence.position + depth_of(sequence, token)) / kChunk + 1;
-  const int64_t stride = sequence.ntokens * sizes.group * sizes.partial;  // from chunk to chunk
+  const int64_t padded = sizes.padded, place = sequence.position + depth_of(sequence, token);
+  const int64_t begin = first_seen(args, place) / kChunk, chunks = place / kChunk + 1;  // [begin, chunks)
+  const int64_t stride = sequence.ntokens * sizes.group * sizes.partial;                // from chunk to chunk
   float* const partials = sequence.partials + head / sizes.group * sequence.nchunks * stride +
                           (token * sizes.group + head % sizes.group) * sizes.partial;
-  float most = partials[padded];
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+  float most = partials[begin * stride + padded];
+  for (int64_t chunk = begin + 1; chunk < chunks; ++chunk) {
     const float maximum = partials[chunk * stride + padded];
     most = maximum > most ? maximum : most;
   }
   T* const out = static_cast<T*>(args.out) + sequence.batch_idx * args.out_stride_batch +
                  token * args.out_stride_token + head * args.out_stride_head;
   float total = 0.0f;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+  for (int64_t chunk = begin; chunk < chunks; ++chunk) {
     float* partial = partials + chunk * stride;
     partial[padded] = exp(partial[padded] - most);  // from here on the chunk's weight
     total += partial[padded] * partial[padded + 1];
   }
   for (int64_t d = 0; d < args.head_dim; d += kLanes) {
     vec16 sums = broadcast(0.0f);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t chunk = begin; chunk < chunks; ++chunk) {
       const float* partial = partials + chunk * stride;
       sums = fma(broadcast(partial[padded]), load(partial + d), sums);
     }

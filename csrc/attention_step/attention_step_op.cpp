@@ -8,8 +8,8 @@
 namespace llamba {
 
 void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
-                    const Tensor& cursor, const Tensor& slots, double scale, const std::optional<Tensor>& parents,
-                    const Tensor& out) {
+                    const Tensor& cursor, const Tensor& slots, double scale, int64_t sliding_window,
+                    const std::optional<Tensor>& parents, const Tensor& out) {
   constexpr const char* kOp = "attention_step";
   llamba_attention_step_args args{sizeof(args)};
   args.dtype = CHECK_FLOATING(q);
@@ -57,6 +57,7 @@ void attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
   args.nslots = nslots;
   args.max_tokens = max_tokens;
   args.scale = CHECK_FLOAT(scale);
+  args.sliding_window = sliding_window;
   args.q = q.const_data_ptr();
   args.q_stride_batch = q.stride(0);
   args.q_stride_token = q.stride(1);

@@ -348,8 +348,8 @@ LLAMBA_API int llamba_skinny_linear_many_cpu(const llamba_skinny_linear_args* ar
 
 /* ---- attention_step: attention of a layer for the open step ------------------------------------------------------
  * A token of the step sees the slot's `position` committed tokens, then its path: in a chain the step's tokens up to
- * itself, in a tree its ancestors and itself. Of the cursor the header alone is read. What is written overlaps nothing
- * else. */
+ * itself, in a tree its ancestors and itself; of all these, with a sliding window, the last `sliding_window`. Of the
+ * cursor the header alone is read. What is written overlaps nothing else. */
 
 typedef struct {
   size_t size;
@@ -359,6 +359,7 @@ typedef struct {
   int64_t head_dim;           /* 1 to 256 */
   int64_t nslots, max_tokens; /* >= 0; position + ntokens <= max_tokens of every slot */
   float scale;                /* finite; of the scores */
+  int64_t sliding_window;     /* >= 0; tokens that a token sees, itself included; 0: all */
   const void* q;              /* [batch, max_ntokens, nheads, head_dim], after RoPE */
   int64_t q_stride_batch, q_stride_token, q_stride_head;
   const void* k; /* [batch, max_ntokens, kv_heads, head_dim], after RoPE */

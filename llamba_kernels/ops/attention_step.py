@@ -6,15 +6,16 @@ from .._load import call, operator
 
 
 @operator
-def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, parents=None, out=None):
+def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, sliding_window=0, parents=None, out=None):
     """Store every slot's open step in the cache and let its tokens attend to the slot's sequence.
 
         out = softmax(scale q . K) V, over the slot's committed tokens and the token's path within the step
 
-    The path is, in a chain, the step's tokens up to the token itself; in a tree, its ancestors and itself. Sums run in
-    order of a key's place in its sequence, a step's token at position + depth, so a token's bits depend on its own path
-    alone: not on the window, the tree around it, the batch or the threads. A chain of K tokens equals K one-token calls
-    bit for bit; so does a path of a tree, once `kv_compact` has put it where a chain would have. Computed in fp32 and
+    The path is, in a chain, the step's tokens up to the token itself; in a tree, its ancestors and itself. With a
+    sliding window a token sees, of all these, itself and the sliding_window - 1 before it. Sums run in order of a key's
+    place in its sequence, a step's token at position + depth, so a token's bits depend on its own path alone: not on
+    the step's window, the tree around it, the batch or the threads. A chain of K tokens equals K one-token calls bit
+    for bit; so does a path of a tree, once `kv_compact` has put it where a chain would have. Computed in fp32 and
     rounded once. No gradient.
 
     Args:
@@ -27,6 +28,7 @@ def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, pare
             (`cursor_begin`) of at most q's ntokens, with position + ntokens at most max_tokens.
         slots: (batch) int32, unique; < 0 is padding.
         scale: float, or None: head_dim ** -0.5.
+        sliding_window: int; 0: none.
         parents: (batch, ntokens) int32, each token's parent, an earlier token of the step or -1: the committed tokens;
             what lies beyond a slot's ntokens is not read. None: a chain.
         out: as q, or None: a new tensor. What is written shares no memory with the rest.
@@ -42,5 +44,7 @@ def attention_step(q, k, v, k_cache, v_cache, cursor, slots, *, scale=None, pare
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if scale is None:
         scale = max(q.shape[-1], 1) ** -0.5 if q.dim() else 1.0
-    call(torch.ops.llamba.attention_step.default, q, k, v, k_cache, v_cache, cursor, slots, scale, parents, out)
+    new, caches = (q, k, v), (k_cache, v_cache)
+    options = scale, sliding_window, parents
+    call(torch.ops.llamba.attention_step.default, *new, *caches, cursor, slots, *options, out)
     return out
