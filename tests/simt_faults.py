@@ -22,9 +22,9 @@ class Fault(NamedTuple):
 
 
 VERIFY = "mamba2_verify/mamba2_"
-RECURRENT, MATMUL, STATE = f"{VERIFY}recurrent_kernel.cuh", f"{VERIFY}matmul_kernel.cuh", f"{VERIFY}state.cuh"
+RECURRENT, MATMUL, STATE = f"{VERIFY}recurrent_kernel.cuh", f"{VERIFY}matmul_kernel.cuh", "common/state.cuh"
 MATMUL_STATE = f"{VERIFY}matmul_state.cuh"
-TOKENS, STORAGE, VISITS = f"{VERIFY}tokens.cuh", f"{VERIFY}matmul_storage.cuh", f"{VERIFY}visits.cuh"
+STEP, STORAGE, VISITS = "cursor/cursor_step.cuh", f"{VERIFY}matmul_storage.cuh", "cursor/cursor_visits.cuh"
 RECURRENT_TESTS, MATMUL_TESTS = "tests/test_mamba2_recurrent.py", "tests/test_mamba2_matmul.py"
 VERIFY_TESTS, CURSOR_TESTS = "tests/test_mamba2_verify.py", "tests/test_cursor.py"
 
@@ -146,7 +146,7 @@ FAULTS = [
     # ---- rows, slots, trees ----
     Fault(
         "both: a new token's row is the next one's",
-        TOKENS,
+        STEP,
         "args.cursor.width - 1 + step.live + i);",
         "args.cursor.width + step.live + i);",
         f"{VERIFY_TESTS} -k fp64_reference[base-chain]",
@@ -154,7 +154,7 @@ FAULTS = [
     ),
     Fault(
         "both: the conv reads one row late, a free one",
-        TOKENS,
+        STEP,
         "(args.cursor.width - 1 + t - back)",
         "(args.cursor.width + t - back)",
         f"{VERIFY_TESTS} -k fp64_reference[base-chain]",
@@ -162,7 +162,7 @@ FAULTS = [
     ),
     Fault(
         "both: padding is not left out",
-        TOKENS,
+        STEP,
         "step.valid = step.slot >= 0 && step.slot < args.cursor.nslots;",
         "step.valid = step.slot < args.cursor.nslots;",
         f"{VERIFY_TESTS} {MATMUL_TESTS} -k padding",
@@ -170,7 +170,7 @@ FAULTS = [
     ),
     Fault(
         "both: a tree's parent is ignored",
-        TOKENS,
+        STEP,
         "if (t < step.live || step.parents == nullptr) return t - 1;",
         "if (t < step.live || step.ntokens > 0) return t - 1;",
         f"{VERIFY_TESTS} {MATMUL_TESTS} -k fp64_reference[base-tree]",
@@ -235,7 +235,7 @@ FAULTS = [
     ),
     Fault(
         "recurrent: a 16-bit state in a tree is not rounded by its token's depth",
-        RECURRENT,
+        STEP,
         "t >= step.live && step.parents != nullptr; ++ahead",
         "t < 0; ++ahead",
         f"{RECURRENT_TESTS} -k large_tree",
@@ -268,9 +268,9 @@ FAULTS = [
     ),
     Fault(
         "recurrent: a shift by the number of a tree's visit",
-        RECURRENT,
-        "const int32_t visit = chunk.tree ? shared.tree.visits[v] : v | (chunk.emitted >> v & 1) * kEmit;",
-        "const int32_t next = v | (chunk.emitted >> v & 1) * kEmit, visit = chunk.tree ? shared.tree.visits[v] : next;",
+        VISITS,
+        "return chunk.tree ? tree.visits[v] : v | (chunk.emitted >> v & 1) * kEmit;",
+        "const int32_t next = v | (chunk.emitted >> v & 1) * kEmit;\n  return chunk.tree ? tree.visits[v] : next;",
         f"{RECURRENT_TESTS} -k large_tree",
         "undefined",
     ),

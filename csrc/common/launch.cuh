@@ -38,4 +38,13 @@ __device__ Storage& shared_storage() {
 #endif
 }
 
+// A grid of `blocks` for each of a batch's sequences; batch_index() may be beyond them.
+constexpr unsigned kMostGridBatch = 65535;
+inline dim3 batch_grid(unsigned blocks, unsigned batch) {
+  return dim3(blocks, batch < kMostGridBatch ? batch : kMostGridBatch, (batch - 1) / kMostGridBatch + 1);
+}
+__device__ __forceinline__ int32_t batch_index() {
+  return static_cast<int32_t>(blockIdx.y + blockIdx.z * kMostGridBatch);
+}
+
 }  // namespace llamba

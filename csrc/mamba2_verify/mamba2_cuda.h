@@ -7,8 +7,6 @@
 
 namespace llamba {
 
-constexpr int32_t kMostTree = 64;  // tokens of a step with parents
-
 // What materialize asks of the recurrent kernel beside a step without tokens: the state after the live rows, and the
 // raw inputs before the position.
 struct Mamba2StateOutput {

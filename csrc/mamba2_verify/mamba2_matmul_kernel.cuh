@@ -40,7 +40,7 @@ struct MatmulChannels {
   ConvPart x, B, C;
 };
 
-__device__ __forceinline__ MatmulChannels channels_of(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ MatmulChannels channels_of(const llamba_mamba2_verify_args& args, const Step& step,
                                                       const MatmulPlace& place, int32_t dims) {
   const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
                 heads_per_C = args.nheads / args.C_heads, ntotal = step.live + step.ntokens;
@@ -55,7 +55,7 @@ __device__ __forceinline__ MatmulChannels channels_of(const llamba_mamba2_verify
 
 // conv of x, and of B and C if `all`, into pieces: B and C a row a token, x a column.
 template <typename T>
-__device__ __forceinline__ void make_conv(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ void make_conv(const llamba_mamba2_verify_args& args, const Step& step,
                                           const MatmulStorage& shared, const MatmulChannels& channels, bool all) {
   constexpr int kPieces = Pieces<T>::kCount;
   const int32_t begin_B = conv_items<T>(channels.x), begin_C = begin_B + conv_items<T>(channels.B);
@@ -105,8 +105,8 @@ __device__ __forceinline__ void sum_fragments(const uint16_t* row, int32_t strid
 
 // G = C . B, by tiles of sixteen s and eight k, dealt to the warps.
 template <typename T>
-__device__ inline void make_G(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                              const MatmulStorage& shared, const MatmulPlace& place) {
+__device__ inline void make_G(const llamba_mamba2_verify_args& args, const Step& step, const MatmulStorage& shared,
+                              const MatmulPlace& place) {
   constexpr int kPieces = Pieces<T>::kCount;
   const int32_t g = place.g, t = place.t, warps = blockDim.x / 32;
   const int32_t s_tiles = (step.live + step.ntokens + 15) / 16, k_tiles = (step.ntokens + 7) / 8;
@@ -134,7 +134,7 @@ __device__ inline void make_G(const llamba_mamba2_verify_args& args, const Mamba
 
 // M, E and `folded`: a thread has one s (-1: the checkpoint) and goes through the tokens, parents first. Until the end
 // M holds the sum of log-decays after s; -infinity where s is not on the token's path.
-__device__ inline void make_M(const Mamba2Step& step, const MatmulStorage& shared) {
+__device__ inline void make_M(const Step& step, const MatmulStorage& shared) {
   const int32_t ntotal = step.live + step.ntokens;
   for (int32_t s = static_cast<int32_t>(threadIdx.x) - 1; s < shared.at.rows; s += blockDim.x) {
     float folded = 0.0f, committed = 0.0f;  // after s up to the last folded, the last live token
@@ -194,8 +194,8 @@ __device__ __forceinline__ void add_state(const MatmulStorage& shared, const Mat
 
 // M x of eight tokens from k.
 template <typename T>
-__device__ __forceinline__ void add_tokens(const Mamba2Step& step, const MatmulStorage& shared,
-                                           const MatmulPlace& place, int32_t k, PieceSum* products) {
+__device__ __forceinline__ void add_tokens(const Step& step, const MatmulStorage& shared, const MatmulPlace& place,
+                                           int32_t k, PieceSum* products) {
   constexpr int kPieces = Pieces<T>::kCount;
 #pragma unroll 1
   for (int32_t s = 0; s < step.live + step.ntokens; s += 16) {
@@ -218,8 +218,8 @@ __device__ __forceinline__ void add_tokens(const Mamba2Step& step, const MatmulS
 }
 
 template <typename T, int kState>
-__device__ __forceinline__ void fold_state(const Mamba2Step& step, const MatmulStorage& shared,
-                                           const MatmulPlace& place, MatmulState<kState>* state) {
+__device__ __forceinline__ void fold_state(const Step& step, const MatmulStorage& shared, const MatmulPlace& place,
+                                           MatmulState<kState>* state) {
   float decay = 0.0f;
   for (int32_t s = 0; s < step.fold; ++s) decay += shared.da()[s];
   decay = ex2_approx(decay);
@@ -247,7 +247,7 @@ __device__ __forceinline__ void fold_state(const Mamba2Step& step, const MatmulS
 }
 
 template <typename T>
-__device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, const Step& step,
                                         const MatmulStorage& shared, const MatmulPlace& place, int32_t k, float D,
                                         const PieceSum& products) {
   T* out = static_cast<T*>(args.out) + step.batch_idx * args.out_stride_batch + place.head * args.out_stride_head;
@@ -259,7 +259,7 @@ __device__ __forceinline__ void store_y(const llamba_mamba2_verify_args& args, c
       const uint16_t* x = shared.x() + (place.tile_row + place.g + 8 * j) * shared.at.s_pitch + step.live + token;
       from_float(fmaf(D, sum_pieces<T>(x, shared.at.dims * shared.at.s_pitch), products.total(i + 2 * j)), &pair[j]);
     }
-    store_vector(out + token * args.out_stride_token + place.dim, args.headdim - place.dim, pair);
+    store_pair(out + token * args.out_stride_token + place.dim, args.headdim - place.dim, pair);
   }
 }
 
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(most_matmul_threads(kState), 1) mamba2_matmul_
   place.g = threadIdx.x % 32 / 4, place.t = threadIdx.x % 4;
   place.dim = place.first_dim + place.tile_row + 2 * place.g;
   const int32_t left = args.headdim - place.first_dim, dims = left < 16 * params.tiles ? left : 16 * params.tiles;
-  Mamba2Step step = read_step(args, blockIdx.x / params.row_blocks, true);
+  Step step = read_step(args, blockIdx.x / params.row_blocks, true);
   step.valid = step.valid && step.live + step.ntokens <= params.layout.rows;
   const bool has_state = step.valid && step.position > 0;
   const int32_t ntokens = step.valid ? step.ntokens : 0, ntotal = step.valid ? step.live + ntokens : 0;

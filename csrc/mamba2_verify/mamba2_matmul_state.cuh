@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_state(const llamba_mamba2_verify_args& arg
 }
 
 // Starts the copies of one head's states into a stage: the first warp's lanes, a row each at a time.
-__device__ __forceinline__ void fetch_state(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ void fetch_state(const llamba_mamba2_verify_args& args, const Step& step,
                                             const MatmulStorage& shared, int32_t head, int32_t first_dim, int32_t dims,
                                             int32_t state_bytes, int32_t stage) {
   const unsigned row_bytes = static_cast<unsigned>(args.dstate * state_bytes);

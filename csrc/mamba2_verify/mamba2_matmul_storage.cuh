@@ -4,7 +4,7 @@
 #pragma once
 
 #include "common/host_device.h"
-#include "mamba2_verify/mamba2_conv.cuh"
+#include "mamba2_verify/mamba2_tokens.cuh"
 
 namespace llamba {
 

@@ -13,16 +13,17 @@
 // Requires dstate <= kState, kRows | threads, B, C, x heads divide nheads    (checked in mamba2_check.h, the launchers)
 #pragma once
 
-#include "mamba2_verify/mamba2_conv.cuh"
+#include "common/state.cuh"
+#include "conv1d_verify/conv1d_item.cuh"
+#include "cursor/cursor_visits.cuh"
 #include "mamba2_verify/mamba2_cuda.h"
-#include "mamba2_verify/mamba2_state.cuh"
-#include "mamba2_verify/mamba2_visits.cuh"
 
 namespace llamba {
 
+constexpr int32_t kColumns = 8;  // of dstate that a thread has
+using State = StateOf<kColumns / 4>;
 constexpr int32_t kMostRecurrentThreads = 256;
 constexpr int32_t kMostTreeThreads = 128;  // more would keep two blocks from an SM with 100 KB of shared memory
-constexpr int32_t kMostGridBatch = 65535;
 
 struct Mamba2RecurrentParams {
   llamba_mamba2_verify_args args;
@@ -42,21 +43,12 @@ struct RecurrentStorage {
   float dt[kPlaces], decay[kPlaces];
   int32_t round[kPlaces];
   int32_t inputs[kPlaces * kMostWidth], rows[kPlaces];  // ids of the raw inputs; where they go, -1: nowhere
-  Mamba2Step step;                                      // here it takes no registers
+  Step step;                                            // here it takes no registers
   TreeVisits tree;
   alignas(16) uint4 committed[kRows * kColumns / 4][kMostTreeThreads];  // last: allocated for trees only
 };
 
 namespace {
-
-// Tokens that are in shared memory together.
-struct Chunk {
-  int32_t first;  // chain: the token at place 0
-  int32_t nplaces;
-  int32_t nvisits;
-  uint32_t emitted;  // bit p: the token at place p gives an output
-  bool tree;
-};
 
 template <typename T>
 __device__ inline void zero_outputs(const llamba_mamba2_verify_args& args, int32_t batch_idx, const StatePlace& place,
@@ -71,7 +63,7 @@ __device__ inline void zero_outputs(const llamba_mamba2_verify_args& args, int32
 
 // The raw inputs before the position, of the channels that this block keeps the rows of.
 template <typename T>
-__device__ inline void write_tail(const Mamba2RecurrentParams& params, const Mamba2Step& step, int32_t channel,
+__device__ inline void write_tail(const Mamba2RecurrentParams& params, const Step& step, int32_t channel,
                                   int32_t nchannels) {
   const llamba_mamba2_verify_args& args = params.args;
   T* tail = static_cast<T*>(params.output.tail) + step.batch_idx * params.output.tail_stride_batch + channel;
@@ -114,15 +106,15 @@ struct RawStep {
 };
 
 template <typename T>
-__device__ __forceinline__ T* dt_row(const llamba_mamba2_verify_args& args, const Mamba2Step& step, int32_t row) {
+__device__ __forceinline__ T* dt_row(const llamba_mamba2_verify_args& args, const Step& step, int32_t row) {
   return static_cast<T*>(args.dt_rows) + step.slot * args.dt_rows_stride_slot + row * args.dt_rows_stride_row;
 }
 
 // Where the chunk's tokens have their raw inputs and, by the last threads of the block, their raw dt: it is a load that
 // nobody waits for yet.
 template <typename T, int kState, typename TokenOf>
-__device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                                  int32_t head, const Chunk& chunk, TokenOf token_of,
+__device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_args& args, const Step& step, int32_t head,
+                                                  const Chunk& chunk, TokenOf token_of,
                                                   RecurrentStorage<kState>& shared) {
   const int32_t width = args.cursor.width;
   for (int32_t i = threadIdx.x; i < chunk.nplaces * width; i += blockDim.x) {
@@ -148,7 +140,7 @@ __device__ __forceinline__ RawStep<T> find_tokens(const llamba_mamba2_verify_arg
 // dt, decay and whether the state is rounded after it, of each token of the chunk. keep: store the raw dt of new tokens
 // as their rows.
 template <typename T, int kState, typename TokenOf>
-__device__ __forceinline__ void prepare_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ void prepare_tokens(const llamba_mamba2_verify_args& args, const Step& step,
                                                const RawStep<T>& raw, int32_t head, bool keep, const Chunk& chunk,
                                                TokenOf token_of, RecurrentStorage<kState>& shared) {
   const int32_t p = blockDim.x - 1 - threadIdx.x;
@@ -158,14 +150,11 @@ __device__ __forceinline__ void prepare_tokens(const llamba_mamba2_verify_args& 
   shared.dt[p] = dt;
   shared.decay[p] = expf(dt * raw.A);
   shared.round[p] = 0;
-  if (args.checkpoint_dtype == LLAMBA_FLOAT32) return;
-  int32_t t = token_of(p), ahead = 0;  // tokens between the live ones and this one, itself included
-  for (; t >= step.live && step.parents != nullptr; ++ahead) t = parent_of(step, t);
-  shared.round[p] = (step.position + t + 1 + ahead) % args.fold_every == 0;
+  if (args.checkpoint_dtype != LLAMBA_FLOAT32) shared.round[p] = rounds_after(args, step, token_of(p));
 }
 
 template <typename T, int kState>
-__device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ void run_conv(const llamba_mamba2_verify_args& args, const Step& step,
                                          const StatePlace& place, const Chunk& chunk,
                                          RecurrentStorage<kState>& shared) {
   const BlockChannels channels = block_channels(args, place);
@@ -212,6 +201,46 @@ __device__ __forceinline__ void restart(State& state, const RecurrentStorage<kSt
   for (int32_t i = 0; i < kRows * 2; ++i) memcpy(&state[i / 2][i % 2 * 4], &shared.committed[i][threadIdx.x], 16);
 }
 
+// state = decay state + (dt x) B; x: of the thread's rows; B [padded dstate], in shared memory
+template <int kLanes>
+__device__ __forceinline__ void advance(State& state, float decay, float dt, const float* x, const float* B,
+                                        int32_t lane) {
+  float dtx[kRows];
+  load_four(x, dtx);
+#pragma unroll
+  for (int32_t r = 0; r < kRows; ++r) dtx[r] = dt * dtx[r];
+#pragma unroll
+  for (int32_t c = 0; c < 2; ++c) {
+    float four[4];
+    load_four(B + 4 * (c * kLanes + lane), four);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = fmaf(dtx[r], four[j], decay * state[r][4 * c + j]);
+    }
+  }
+}
+
+// The sum over dstate of state times C, of the row that row_of_sum names: within a thread in order, then
+// over lanes.
+template <int kLanes>
+__device__ __forceinline__ float multiply(const State& state, const float* C, int32_t lane) {
+  float sums[kRows];
+#pragma unroll
+  for (int32_t c = 0; c < 2; ++c) {
+    float four[4];
+    load_four(C + 4 * (c * kLanes + lane), four);
+#pragma unroll
+    for (int32_t r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int32_t j = 0; j < 4; ++j) {
+        sums[r] = c + j == 0 ? state[r][0] * four[0] : fmaf(state[r][4 * c + j], four[j], sums[r]);
+      }
+    }
+  }
+  return sum_lanes<kLanes>(sums, lane);
+}
+
 __device__ __forceinline__ StateRows checkpoint_rows(const llamba_mamba2_verify_args& args, int32_t slot,
                                                      const StatePlace& place) {
   const int64_t offset = slot * args.checkpoint_stride_slot + place.head * args.checkpoint_stride_head +
@@ -221,7 +250,7 @@ __device__ __forceinline__ StateRows checkpoint_rows(const llamba_mamba2_verify_
 
 // Takes the state through a chunk's tokens; sums of those that give an output go to shared.y.
 template <int kState>
-__device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
+__device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& args, const Step& step,
                                              const StatePlace& place, const Chunk& chunk, State& state,
                                              RecurrentStorage<kState>& shared) {
   constexpr int kLanes = RecurrentStorage<kState>::kLanes;
@@ -230,7 +259,7 @@ __device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& ar
     const int32_t stop = v < folded && folded < chunk.nvisits ? folded : chunk.nvisits;
 #pragma unroll 1
     for (; v < stop; ++v) {
-      const int32_t visit = chunk.tree ? shared.tree.visits[v] : v | (chunk.emitted >> v & 1) * kEmit;
+      const int32_t visit = visit_at(chunk, shared.tree, v);
       const int32_t p = visit & kPlace;
       if ((visit & kRestart) != 0) restart(state, shared);
       advance<kLanes>(state, shared.decay[p], shared.dt[p], &shared.x[p][place.row], shared.B[p], place.lane);
@@ -246,9 +275,8 @@ __device__ __forceinline__ void visit_tokens(const llamba_mamba2_verify_args& ar
 }
 
 template <typename T, int kState, typename TokenOf>
-__device__ inline void store_outputs(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                     const StatePlace& place, const Chunk& chunk, TokenOf token_of,
-                                     const RecurrentStorage<kState>& shared) {
+__device__ inline void store_outputs(const llamba_mamba2_verify_args& args, const Step& step, const StatePlace& place,
+                                     const Chunk& chunk, TokenOf token_of, const RecurrentStorage<kState>& shared) {
   const float D = args.D != nullptr ? load_global(args.D + place.head) : 0.0f;
   T* out = static_cast<T*>(args.out) + step.batch_idx * args.out_stride_batch + place.head * args.out_stride_head +
            place.dim;
@@ -258,7 +286,7 @@ __device__ inline void store_outputs(const llamba_mamba2_verify_args& args, cons
     if ((chunk.emitted >> p & 1) == 0) continue;
     T y[kConvVector];
     for (int32_t j = 0; j < kConvVector; ++j) from_float(shared.y[p][row + j] + D * shared.x[p][row + j], &y[j]);
-    store_vector(out + (token_of(p) - step.live) * args.out_stride_token + row, place.ndims - row, y);
+    store_pair(out + (token_of(p) - step.live) * args.out_stride_token + row, place.ndims - row, y);
   }
 }
 
@@ -269,7 +297,7 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
   using Storage = RecurrentStorage<kState>;
   constexpr int kLanes = Storage::kLanes, kPlaces = Storage::kPlaces;
   const llamba_mamba2_verify_args& args = params.args;
-  const int32_t batch_idx = blockIdx.y + blockIdx.z * kMostGridBatch;
+  const int32_t batch_idx = batch_index();
   if (batch_idx >= args.batch) return;
   Storage& shared = shared_storage<Storage>();
   const int32_t block_rows = blockDim.x / kLanes * kRows, row_block = blockIdx.x % params.row_blocks;
@@ -289,7 +317,7 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
   if (threadIdx.x == 0) shared.step = read_step(args, batch_idx, !materialize);
   zero_padding(args.dstate, shared);
   __syncthreads();  // (2) the step is written before it is read
-  const Mamba2Step& step = shared.step;
+  const Step& step = shared.step;
   if (materialize) {
     const BlockChannels channels = block_channels(args, place);
     if (channels.keeps_x) write_tail<T>(params, step, channels.x, place.ndims);
@@ -300,32 +328,15 @@ __global__ void __launch_bounds__(kMostRecurrentThreads, 2) mamba2_recurrent_ker
   const bool fresh = !step.valid || step.position == 0;
   bool raw_state = true;  // nobody has waited for it
   if (step.valid) {
-    const bool tree = step.parents != nullptr && step.ntokens > 0;
-    const int32_t chained = tree ? step.live : step.live + step.ntokens;
-    if (tree && threadIdx.x == 0) order_tree(step, shared.tree);
-    int32_t emitted = 0;
+    Walk walk = begin_walk(step, shared.tree);
     Chunk chunk{};
-    for (int32_t done = 0; done < chained || (tree && emitted < step.ntokens);) {
-      chunk.tree = done == chained;
-      if (!chunk.tree) {
-        chunk.first = done;
-        chunk.nvisits = chunk.nplaces = chained - done < kPlaces ? chained - done : kPlaces;
-        done += chunk.nplaces;
-        const int32_t live_places = step.live - chunk.first < 0 ? 0 : step.live - chunk.first;
-        chunk.emitted = live_places < 32 ? ((1u << chunk.nplaces) - 1) >> live_places << live_places : 0;
-      } else {
+    while (next_chunk(step, kPlaces, walk, shared.tree, chunk)) {
+      if (chunk.tree) {
         if (raw_state) convert_raw_state(args.checkpoint_dtype, fresh, state);
         raw_state = false;
-        if (emitted == 0) keep_committed(state, shared);  // a thread reads only what it wrote
-        __syncthreads();  // (3) the last chunk's list has been read, also by those that store its outputs
-        if (threadIdx.x == 0) fill_chunk(step, kPlaces, shared.tree);
-        __syncthreads();  // (3) the chunk's list is written before it is read
-        chunk.nplaces = shared.tree.nplaces;
-        chunk.nvisits = shared.tree.nvisits;
-        chunk.emitted = shared.tree.emitted;
-        for (uint32_t rest = chunk.emitted; rest != 0; rest &= rest - 1) ++emitted;
+        if (walk.first_of_tree) keep_committed(state, shared);  // a thread reads only what it wrote
       }
-      const auto token_of = [&](int32_t p) { return chunk.tree ? step.live + shared.tree.token[p] : chunk.first + p; };
+      const auto token_of = [&](int32_t p) { return token_at(step, chunk, shared.tree, p); };
       const RawStep<T> raw = find_tokens<T>(args, step, place.head, chunk, token_of, shared);
       __syncthreads();  // (4) input ids are written before they are read; outputs were read before x is overwritten
       prepare_tokens(args, step, raw, place.head, row_block == 0, chunk, token_of, shared);

@@ -32,8 +32,7 @@ int launch_recurrent(const char* op, const llamba_mamba2_verify_args& args, cons
       choose_recurrent_shape(args.batch, args.nheads, args.headdim, kState, tree, limits.multiprocessors);
   const Mamba2RecurrentParams params{args, output, shape.row_blocks};
   const auto blocks = static_cast<unsigned>(shape.row_blocks * args.nheads);
-  const auto batch = static_cast<unsigned>(args.batch);
-  const dim3 grid(blocks, batch < kMostGridBatch ? batch : kMostGridBatch, (batch - 1) / kMostGridBatch + 1);
+  const dim3 grid = batch_grid(blocks, static_cast<unsigned>(args.batch));
   const size_t shared = tree ? sizeof(RecurrentStorage<kState>) : offsetof(RecurrentStorage<kState>, committed);
   CUDA_CHECK(op, launch(mamba2_recurrent_kernel<T, kState>, grid, dim3(static_cast<unsigned>(shape.threads)), shared,
                         stream, params));

@@ -2,15 +2,57 @@
 // together. An item is kConvVector channels of kPiece consecutive places; a place is a token that the block works on.
 #pragma once
 
-#include "mamba2_verify/mamba2_tokens.cuh"
+#include "common/pairs.cuh"
+#include "cursor/cursor_step.cuh"
 
 namespace llamba {
 namespace {
+
+// Channels of a thread's conv item: 16-bit taps of width 4 are then one 16-byte load.
+constexpr int32_t kConvVector = kPair;
 
 // Every block of a head works out B and C anew: longer pieces ask for fewer raw inputs twice, shorter ones for less
 // registers.
 template <typename T>
 constexpr int32_t kPiece = sizeof(T) == 2 ? 8 : 4;
+
+// taps [kMostWidth, kConvVector], oldest first, of channels channel ...; the oldest of a narrow conv are zero.
+template <typename T, typename Args>
+__device__ __forceinline__ void load_taps(const Args& args, int32_t channel, int32_t count,
+                                          float (&taps)[kMostWidth][kConvVector]) {
+  const T* weight = static_cast<const T*>(args.conv_weight) + channel * args.conv_weight_stride_channel;
+  T columns[kConvVector][kMostWidth];
+  if (args.cursor.width == kMostWidth && args.conv_weight_stride_channel == kMostWidth &&
+      args.conv_weight_stride_tap == 1 && count >= kConvVector && reinterpret_cast<uintptr_t>(weight) % 16 == 0) {
+    uint4 bits[sizeof(columns) / sizeof(uint4)];
+#pragma unroll
+    for (unsigned i = 0; i < sizeof(columns) / sizeof(uint4); ++i) {
+      bits[i] = load_global(reinterpret_cast<const uint4*>(weight) + i);
+    }
+    memcpy(columns, bits, sizeof(columns));
+  } else {
+#pragma unroll
+    for (int32_t j = 0; j < kConvVector; ++j) {
+#pragma unroll
+      for (int32_t tap = 0; tap < kMostWidth; ++tap) {
+        const int32_t from = tap - (kMostWidth - args.cursor.width);
+        columns[j][tap] = T{};
+        if (from < 0 || j >= count) continue;
+        columns[j][tap] =
+            load_global(weight + j * args.conv_weight_stride_channel + from * args.conv_weight_stride_tap);
+      }
+    }
+  }
+#pragma unroll
+  for (int32_t tap = 0; tap < kMostWidth; ++tap) {
+    for (int32_t j = 0; j < kConvVector; ++j) taps[tap][j] = to_float(columns[j][tap]);
+  }
+}
+
+// Whether the token with inputs `ids` follows the one with inputs `before`: its window is that one's, moved on by one.
+__device__ __forceinline__ bool follows(const int32_t* ids, const int32_t* before, int32_t width) {
+  return ids[width - 2] == before[width - 1];
+}
 
 // Channels of one kind (x, B or C) that a block needs for some of its places.
 struct ConvPart {
@@ -18,6 +60,15 @@ struct ConvPart {
   int32_t first, count;
   bool keeps_rows;  // this block stores these channels of the step's tokens
 };
+
+// The raw inputs of the step's tokens.
+struct RawInputs {
+  const void* data;
+  int64_t stride_batch, stride_token;
+};
+__device__ __forceinline__ RawInputs raw_inputs(const llamba_mamba2_verify_args& args) {
+  return {args.xBC, args.xBC_stride_batch, args.xBC_stride_token};
+}
 
 // Where the raw inputs of one item lie: of a row and of a new token, of its first channel.
 template <typename T>
@@ -59,20 +110,20 @@ __device__ __forceinline__ int32_t conv_items(const ConvPart& part) {
 
 // inputs [places, kMostWidth]; rows [places]: where a new token's raw inputs go, -1: nowhere. sink(place, c, y) gets the
 // conv outputs of channels c ... of the part, SiLU applied, rounded to T.
-template <typename T, typename Sink>
-__device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args, const Mamba2Step& step,
-                                          const int32_t* inputs, const int32_t* rows, const ConvPart& part,
-                                          int32_t item, Sink sink) {
-  using Bits = typename ConvVectorBits<T>::type;
+template <typename T, typename Args, typename Sink>
+__device__ __forceinline__ void conv_item(const Args& args, const Step& step, const int32_t* inputs,
+                                          const int32_t* rows, const ConvPart& part, int32_t item, Sink sink) {
+  using Bits = typename PairBits<T>::type;
   const int32_t width = args.cursor.width, vectors = (part.nchannels + kConvVector - 1) / kConvVector;
   const int32_t c = item % vectors * kConvVector, channel = part.channel + c, rest = part.nchannels - c;
   const int32_t begin = part.first + item / vectors * kPiece<T>, left = part.first + part.count - begin;
   const int32_t count = left < kPiece<T> ? left : kPiece<T>;
   const int32_t *ids = inputs + begin * kMostWidth, *kept_rows = rows + begin;
   T* kept = static_cast<T*>(args.rows) + step.slot * args.rows_stride_slot + channel;
-  const InputSources<T> sources{kept,
-                                static_cast<const T*>(args.xBC) + step.batch_idx * args.xBC_stride_batch + channel,
-                                args.rows_stride_row, args.xBC_stride_token};
+  const RawInputs raw_tokens = raw_inputs(args);
+  const InputSources<T> sources{
+      kept, static_cast<const T*>(raw_tokens.data) + step.batch_idx * raw_tokens.stride_batch + channel,
+      args.rows_stride_row, raw_tokens.stride_token};
   bool in_line = rest >= kConvVector && sources.are_whole_vectors();
   for (int32_t i = 1; i < count; ++i) in_line &= follows(ids + i * kMostWidth, ids + (i - 1) * kMostWidth, width);
 
@@ -88,7 +139,7 @@ __device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args,
   }
   T bias[kConvVector] = {};
   float taps[kMostWidth][kConvVector], window[kMostWidth][kConvVector] = {};
-  if (args.conv_bias != nullptr) load_vector(static_cast<const T*>(args.conv_bias) + channel, rest, bias);
+  if (args.conv_bias != nullptr) load_pair(static_cast<const T*>(args.conv_bias) + channel, rest, bias);
   load_taps<T>(args, channel, rest, taps);
   if (in_line) {
 #pragma unroll
@@ -102,7 +153,7 @@ __device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args,
       conv_output(taps, bias, width, window, y);
       sink(begin + ahead, c, y);
       const int32_t row = kept_rows[ahead];
-      if (part.keeps_rows && row >= 0) store_vector(kept + row * args.rows_stride_row, rest, v);
+      if (part.keeps_rows && row >= 0) store_pair(kept + row * args.rows_stride_row, rest, v);
     }
     return;
   }
@@ -114,14 +165,14 @@ __device__ __forceinline__ void conv_item(const llamba_mamba2_verify_args& args,
       if (tap < kMostWidth - width) continue;
       const int32_t id = ids[i * kMostWidth + tap - (kMostWidth - width)];
       for (int32_t j = 0; j < kConvVector; ++j) v[j] = T{};
-      if (id != kNoInput) load_vector(sources.at(id), rest, v);
+      if (id != kNoInput) load_pair(sources.at(id), rest, v);
       for (int32_t j = 0; j < kConvVector; ++j) window[tap][j] = to_float(v[j]);
     }
     float y[kConvVector];
     conv_output(taps, bias, width, window, y);
     sink(begin + i, c, y);
     const int32_t row = kept_rows[i];
-    if (part.keeps_rows && row >= 0) store_vector(kept + row * args.rows_stride_row, rest, v);
+    if (part.keeps_rows && row >= 0) store_pair(kept + row * args.rows_stride_row, rest, v);
   }
 }
 

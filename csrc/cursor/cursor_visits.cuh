@@ -1,14 +1,15 @@
-// The order in which the recurrent kernel visits a tree's tokens: depth first, so that most tokens find their parent's
-// state in hand. Elsewhere the path from the committed context is walked again. Visits come in chunks whose conv
-// outputs fit the shared memory: a token in a chunk has a place there, however often it is visited.
+// The order in which a recurrent kernel visits a sequence's tokens, in chunks whose inputs fit the shared memory: first
+// the live rows, then a chain's tokens. A tree's come depth first, so that most find their parent's state in hand;
+// elsewhere the path from the committed context is walked again. A token in a chunk has a place there, however often it
+// is visited.
 #pragma once
 
-#include "mamba2_verify/mamba2_cuda.h"
-#include "mamba2_verify/mamba2_tokens.cuh"
+#include "cursor/cursor_step.cuh"
 
 namespace llamba {
 namespace {
 
+constexpr int32_t kMostTree = 64;                       // tokens of a step with parents
 constexpr int32_t kMostVisits = 64;                     // of a chunk of a tree
 enum Visit { kPlace = 31, kEmit = 32, kRestart = 64 };  // bits of a visit: place of the token; its output is wanted;
                                                         // the state is the committed one first
@@ -30,7 +31,7 @@ struct TreeVisits {
 };
 
 // By one thread.
-__device__ inline void order_tree(const Mamba2Step& step, TreeVisits& tree) {
+__device__ inline void order_tree(const Step& step, TreeVisits& tree) {
   for (int32_t i = 0; i <= kMostTree; ++i) tree.child[i] = -1;
   for (int32_t i = 0; i < step.ntokens; ++i) {
     const int32_t parent = parent_of(step, step.live + i) - step.live;
@@ -56,7 +57,7 @@ __device__ inline void order_tree(const Mamba2Step& step, TreeVisits& tree) {
 }
 
 // The next chunk, by one thread. places: of tokens that fit.
-__device__ inline void fill_chunk(const Mamba2Step& step, int32_t places, TreeVisits& tree) {
+__device__ inline void fill_chunk(const Step& step, int32_t places, TreeVisits& tree) {
   for (int32_t i = 0; i < step.ntokens; ++i) tree.place[i] = -1;
   tree.nplaces = tree.nvisits = 0;
   tree.emitted = 0;
@@ -81,6 +82,62 @@ __device__ inline void fill_chunk(const Mamba2Step& step, int32_t places, TreeVi
     tree.walked = 0;
     ++tree.done;
   }
+}
+
+// Tokens that are in shared memory together.
+struct Chunk {
+  int32_t first;  // chain: the token at place 0
+  int32_t nplaces;
+  int32_t nvisits;
+  uint32_t emitted;  // bit p: the token at place p gives an output
+  bool tree;
+};
+
+// How far a walk through a step has come. Barriers: none for a chain, two for each chunk of a tree.
+struct Walk {
+  int32_t chained;        // tokens before the tree, or all
+  int32_t done, emitted;  // of the chained ones; of the tree's
+  bool tree, first_of_tree;
+};
+
+__device__ __forceinline__ Walk begin_walk(const Step& step, TreeVisits& tree) {
+  Walk walk{};
+  walk.tree = step.valid && step.parents != nullptr && step.ntokens > 0;
+  walk.chained = !step.valid ? 0 : walk.tree ? step.live : step.live + step.ntokens;
+  if (walk.tree && threadIdx.x == 0) order_tree(step, tree);
+  return walk;
+}
+
+// The next chunk of at most `places` tokens; false: there is none.
+__device__ __forceinline__ bool next_chunk(const Step& step, int32_t places, Walk& walk, TreeVisits& tree,
+                                           Chunk& chunk) {
+  chunk.tree = walk.done == walk.chained;
+  if (!chunk.tree) {
+    chunk.first = walk.done;
+    chunk.nvisits = chunk.nplaces = walk.chained - walk.done < places ? walk.chained - walk.done : places;
+    walk.done += chunk.nplaces;
+    const int32_t live_places = step.live - chunk.first < 0 ? 0 : step.live - chunk.first;
+    chunk.emitted = live_places < 32 ? ((1u << chunk.nplaces) - 1) >> live_places << live_places : 0;
+    return true;
+  }
+  if (!walk.tree || walk.emitted >= step.ntokens) return false;
+  walk.first_of_tree = walk.emitted == 0;
+  __syncthreads();  // the last chunk's list has been read, also by those that store its outputs
+  if (threadIdx.x == 0) fill_chunk(step, places, tree);
+  __syncthreads();  // the chunk's list is written before it is read
+  chunk.nplaces = tree.nplaces;
+  chunk.nvisits = tree.nvisits;
+  chunk.emitted = tree.emitted;
+  for (uint32_t rest = chunk.emitted; rest != 0; rest &= rest - 1) ++walk.emitted;
+  return true;
+}
+
+// The token at a place, numbered as in the row table.
+__device__ __forceinline__ int32_t token_at(const Step& step, const Chunk& chunk, const TreeVisits& tree, int32_t p) {
+  return chunk.tree ? step.live + tree.token[p] : chunk.first + p;
+}
+__device__ __forceinline__ int32_t visit_at(const Chunk& chunk, const TreeVisits& tree, int32_t v) {
+  return chunk.tree ? tree.visits[v] : v | (chunk.emitted >> v & 1) * kEmit;
 }
 
 }  // namespace

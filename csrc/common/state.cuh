@@ -1,4 +1,5 @@
-// The state in the registers of the recurrent kernel: a thread has kRows dims x 2 x 4 elements of dstate.
+// The state in the registers of a recurrent kernel: a thread has kRows dims, and of each kFours times four neighbours of
+// dstate, which its kLanes lanes share: lane l has n = 4 (c kLanes + l) + j, c < kFours, j < 4.
 #pragma once
 
 #include "common/math.cuh"
@@ -6,12 +7,13 @@
 namespace llamba {
 namespace {
 
-constexpr int32_t kRows = 4, kColumns = 8;
-using State = float[kRows][kColumns];
+constexpr int32_t kRows = 4;
+template <int kFours>
+using StateOf = float[kRows][4 * kFours];
 
 // The part of the state that a block owns, and the part of that which a thread owns.
 struct StatePlace {
-  int32_t head, dim, ndims;  // dims dim to dim + ndims - 1 of a head
+  int32_t head, dim, ndims;  // dims dim to dim + ndims - 1 of a head; Mamba-1: channels, and no head
   int32_t row, lane;         // the thread's first row among them; its lane among those that share its rows
 };
 
@@ -34,13 +36,13 @@ __device__ __forceinline__ StateRows state_rows(Data* data, llamba_dtype dtype, 
   return rows;
 }
 
-// at(pointer, r, c): for each four elements that the thread has; c is 0 or 1.
-template <int kLanes, int kSize, typename At>
+// at(pointer, r, c): for each four elements that the thread has, c < kFours.
+template <int kLanes, int kFours, int kSize, typename At>
 __device__ __forceinline__ void for_each_four(const StateRows& rows, const StatePlace& place, int32_t dstate, At at) {
 #pragma unroll
   for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int32_t c = 0; c < 2; ++c) {
+    for (int32_t c = 0; c < kFours; ++c) {
       const int32_t n = 4 * (c * kLanes + place.lane);
       if (place.row + r < place.ndims && n < dstate) at(rows.data + (place.row + r) * rows.row_bytes + n * kSize, r, c);
     }
@@ -48,26 +50,27 @@ __device__ __forceinline__ void for_each_four(const StateRows& rows, const State
 }
 
 // The raw bits, four 16-bit elements in two floats: not converted here, so that nothing waits for them yet.
-template <int kLanes>
+template <int kLanes, int kCount>
 __device__ __forceinline__ void load_raw_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
-                                               State& state) {
+                                               float (&state)[kRows][kCount]) {
+  constexpr int kFours = kCount / 4;
   if (rows.dtype == LLAMBA_FLOAT32 && rows.whole) {
-    for_each_four<kLanes, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+    for_each_four<kLanes, kFours, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
       const uint4 four = load_global_once(reinterpret_cast<const uint4*>(p));
       memcpy(&state[r][4 * c], &four, sizeof(four));
     });
   } else if (rows.dtype == LLAMBA_FLOAT32) {
-    for_each_four<kLanes, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+    for_each_four<kLanes, kFours, 4>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
 #pragma unroll
       for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = load_global(reinterpret_cast<const float*>(p) + j);
     });
   } else if (rows.whole) {
-    for_each_four<kLanes, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+    for_each_four<kLanes, kFours, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
       const uint2 four = load_global_once(reinterpret_cast<const uint2*>(p));
       memcpy(&state[r][4 * c], &four, sizeof(four));
     });
   } else {
-    for_each_four<kLanes, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
+    for_each_four<kLanes, kFours, 2>(rows, place, dstate, [&](const char* p, int32_t r, int32_t c) {
       uint16_t four[4];
 #pragma unroll
       for (int32_t j = 0; j < 4; ++j) four[j] = load_global(reinterpret_cast<const uint16_t*>(p) + j);
@@ -76,12 +79,12 @@ __device__ __forceinline__ void load_raw_state(const StateRows& rows, const Stat
   }
 }
 
-template <typename S>
-__device__ __forceinline__ void convert_raw_state_of(State& state) {
+template <typename S, int kCount>
+__device__ __forceinline__ void convert_raw_state_of(float (&state)[kRows][kCount]) {
 #pragma unroll
   for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int32_t c = 0; c < 2; ++c) {
+    for (int32_t c = 0; c < kCount / 4; ++c) {
       S four[4];
       memcpy(four, &state[r][4 * c], sizeof(four));
 #pragma unroll
@@ -90,22 +93,23 @@ __device__ __forceinline__ void convert_raw_state_of(State& state) {
   }
 }
 // What load_raw_state has loaded, as numbers; fresh: zeros instead, whatever it was.
-__device__ __forceinline__ void convert_raw_state(llamba_dtype dtype, bool fresh, State& state) {
+template <int kCount>
+__device__ __forceinline__ void convert_raw_state(llamba_dtype dtype, bool fresh, float (&state)[kRows][kCount]) {
   if (fresh) {
 #pragma unroll
     for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (int32_t j = 0; j < kColumns; ++j) state[r][j] = 0.0f;
+      for (int32_t j = 0; j < kCount; ++j) state[r][j] = 0.0f;
     }
   } else {
     LLAMBA_SWITCH_DTYPE(dtype, S, convert_raw_state_of<S>(state));
   }
 }
 
-template <typename S, int kLanes>
+template <typename S, int kLanes, int kCount>
 __device__ __forceinline__ void store_as(const StateRows& rows, const StatePlace& place, int32_t dstate,
-                                         const State& state) {
-  for_each_four<kLanes, sizeof(S)>(rows, place, dstate, [&](char* p, int32_t r, int32_t c) {
+                                         const float (&state)[kRows][kCount]) {
+  for_each_four<kLanes, kCount / 4, sizeof(S)>(rows, place, dstate, [&](char* p, int32_t r, int32_t c) {
     S four[4];
 #pragma unroll
     for (int32_t j = 0; j < 4; ++j) from_float(state[r][4 * c + j], &four[j]);
@@ -124,25 +128,26 @@ __device__ __forceinline__ void store_as(const StateRows& rows, const StatePlace
   });
 }
 
-template <int kLanes>
+template <int kLanes, int kCount>
 __device__ __forceinline__ void store_state(const StateRows& rows, const StatePlace& place, int32_t dstate,
-                                            const State& state) {
+                                            const float (&state)[kRows][kCount]) {
   StatePlace here = place;  // the addresses that it was loaded from would take 16 registers all along
   here.row = opaque(place.row);
   here.lane = opaque(place.lane);
   LLAMBA_SWITCH_DTYPE(rows.dtype, S, (store_as<S, kLanes>(rows, here, dstate, state)));
 }
 
-template <typename S>
-__device__ __forceinline__ void round_as(State& state) {
+template <typename S, int kCount>
+__device__ __forceinline__ void round_as(float (&state)[kRows][kCount]) {
 #pragma unroll
   for (int32_t r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int32_t j = 0; j < kColumns; ++j) state[r][j] = rounded_to<S>(state[r][j]);
+    for (int32_t j = 0; j < kCount; ++j) state[r][j] = rounded_to<S>(state[r][j]);
   }
 }
 // As a checkpoint of this dtype would hold it.
-__device__ __forceinline__ void round_state(llamba_dtype dtype, State& state) {
+template <int kCount>
+__device__ __forceinline__ void round_state(llamba_dtype dtype, float (&state)[kRows][kCount]) {
   LLAMBA_SWITCH_DTYPE(dtype, S, round_as<S>(state));
 }
 
@@ -151,43 +156,11 @@ __device__ __forceinline__ void load_four(const float* shared, float (&v)[4]) {
   memcpy(v, &bits, sizeof(bits));
 }
 
-// state = decay state + (dt x) B; x: of the thread's rows; B [padded dstate], in shared memory
+// The sums over kLanes lanes of each of the thread's kRows values; the lane gets that of the row that row_of_sum names.
+// All lanes of a warp take part. Every row's sum is the same tree: over lanes that differ in their highest bit, and so on
+// down.
 template <int kLanes>
-__device__ __forceinline__ void advance(State& state, float decay, float dt, const float* x, const float* B,
-                                        int32_t lane) {
-  float dtx[kRows];
-  load_four(x, dtx);
-#pragma unroll
-  for (int32_t r = 0; r < kRows; ++r) dtx[r] = dt * dtx[r];
-#pragma unroll
-  for (int32_t c = 0; c < 2; ++c) {
-    float four[4];
-    load_four(B + 4 * (c * kLanes + lane), four);
-#pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int32_t j = 0; j < 4; ++j) state[r][4 * c + j] = fmaf(dtx[r], four[j], decay * state[r][4 * c + j]);
-    }
-  }
-}
-
-// The sum over dstate of state times C, of the row that row_of_sum names; all lanes of a warp take part. Every row's
-// sum is the same tree: within a thread in order, then over lanes that differ in their highest bit, and so on down.
-template <int kLanes>
-__device__ __forceinline__ float multiply(const State& state, const float* C, int32_t lane) {
-  float sums[kRows];
-#pragma unroll
-  for (int32_t c = 0; c < 2; ++c) {
-    float four[4];
-    load_four(C + 4 * (c * kLanes + lane), four);
-#pragma unroll
-    for (int32_t r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int32_t j = 0; j < 4; ++j) {
-        sums[r] = c + j == 0 ? state[r][0] * four[0] : fmaf(state[r][4 * c + j], four[j], sums[r]);
-      }
-    }
-  }
+__device__ __forceinline__ float sum_lanes(const float (&sums)[kRows], int32_t lane) {
   // A lane gives away the rows that its partner keeps: 2 + 1 values are exchanged, not 4 + 4.
   const bool upper = (lane & kLanes / 2) != 0, odd = (lane & kLanes / 4) != 0;
   const float even_row = (upper ? sums[2] : sums[0]) + __shfl_xor_sync(~0u, upper ? sums[0] : sums[2], kLanes / 2);
