@@ -29,6 +29,10 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "state_import(Tensor state, Tensor tail, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor cursor, Tensor slots) "
       "-> ()");
   m.def("slot_copy(Tensor(a!) cursor, Tensor(b!)[] states, Tensor(c!)[] kv, Tensor src, Tensor dst, int width) -> ()");
+  m.def(
+      "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
+      "int B_heads, int C_heads, bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, int state_every, "
+      "Tensor(a!) y, Tensor(b!)? final_state, Tensor(c!)? states, Tensor(d!)? chunk_states) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
   m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
@@ -55,6 +59,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("materialize", TORCH_BOX(&llamba::materialize));
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
+  m.impl("selective_scan", TORCH_BOX(&llamba::selective_scan));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
   m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
   m.impl("rope", TORCH_BOX(&llamba::rope));

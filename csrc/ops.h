@@ -34,6 +34,12 @@ void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpo
                   const Tensor& cursor, const Tensor& slots);
 void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const std::vector<Tensor>& kv,
                const Tensor& src, const Tensor& dst, int64_t width);
+void selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                    const std::optional<Tensor>& D, const std::optional<Tensor>& z,
+                    const std::optional<Tensor>& dt_bias, int64_t B_heads, int64_t C_heads, bool dt_softplus,
+                    const std::optional<Tensor>& initial_state, const std::optional<Tensor>& cu_seqlens,
+                    int64_t state_every, const Tensor& y, const std::optional<Tensor>& final_state,
+                    const std::optional<Tensor>& states, const std::optional<Tensor>& chunk_states);
 void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tensor& weight, double eps,
                     int64_t group_size, const Tensor& out);
 void rms_norm(const Tensor& x, const Tensor& weight, double eps, const std::optional<Tensor>& residual,

@@ -9,6 +9,7 @@ from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, rows_shape, stored
 from fuzz_cursor import CURSOR_OPS
 from fuzz_mamba2 import MAMBA2_VERIFY
 from fuzz_rows import ROW_OPS
+from fuzz_scan import SELECTIVE_SCAN
 from fuzz_state import STATE_OPS
 
 from llamba_kernels import ops
@@ -141,5 +142,6 @@ OPS = (
     *ATTENTION_OPS,
     *CURSOR_OPS,
     MAMBA2_VERIFY,
+    SELECTIVE_SCAN,
     *STATE_OPS,
 )

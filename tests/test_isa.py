@@ -19,6 +19,7 @@ from llamba_kernels.ops import (
     kv_compact,
     rms_norm,
     rope,
+    selective_scan,
     silu_mul,
     skinny_linear,
     speculative_accept,
@@ -35,6 +36,7 @@ from llamba_kernels.testing import (
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
+from llamba_kernels.testing_scan import make_selective_scan_inputs
 
 pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
 
@@ -68,6 +70,11 @@ def outputs():
         results[f"kv_compact {dtype}"] = inputs["k_caches"][0]
         for head_dim in (64, 5):
             results |= attention_outputs(head_dim, dtype)
+        for d_inner, dstate in ((64, 16), (21, 37)):
+            inputs = make_selective_scan_inputs(2, 70, d_inner, dstate, dtype=dtype)
+            y, state = selective_scan(**inputs, return_final_state=True)
+            case = f"{dtype} d_inner {d_inner} dstate {dstate}"
+            results |= {f"selective_scan {case}": y, f"selective_scan state {case}": state}
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
     return results

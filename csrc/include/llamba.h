@@ -244,6 +244,53 @@ typedef struct {
 LLAMBA_API int llamba_slot_copy_cpu(const llamba_slot_copy_args* args);
 LLAMBA_API int llamba_slot_copy_cuda(const llamba_slot_copy_args* args, void* stream);
 
+/* ---- selective_scan: Mamba-1's recurrence over whole sequences, and its gradients -----------------------------
+ *   dt = softplus(dt + dt_bias);  state = exp(dt A) state + (dt x) B;  y = (state . C + D x) * silu(z)
+ * per channel; fp32 inside. Last strides are 1; dimensions without a stride are dense. What is written overlaps
+ * nothing else. */
+
+#define LLAMBA_SCAN_CHUNK 64 /* tokens from one state that the forward keeps for the backward to the next */
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;       /* x, dt, B, C, z, y */
+  int32_t dt_softplus;      /* 0: dt = dt + dt_bias */
+  int64_t batch, length;    /* >= 0 */
+  int64_t d_inner, dstate;  /* dstate up to 256 */
+  int64_t B_heads, C_heads; /* each divides d_inner; channel c reads head c / (d_inner / B_heads), ... */
+  const void* x;            /* [batch, length, d_inner] */
+  int64_t x_stride_batch, x_stride_token;
+  const void* dt; /* [batch, length, d_inner], raw */
+  int64_t dt_stride_batch, dt_stride_token;
+  const float* A; /* [d_inner, dstate], negative */
+  int64_t A_stride_channel;
+  const void* B; /* [batch, length, B_heads * dstate] */
+  int64_t B_stride_batch, B_stride_token;
+  const void* C; /* [batch, length, C_heads * dstate] */
+  int64_t C_stride_batch, C_stride_token;
+  const float* D; /* [d_inner] or NULL: zero */
+  const void* z;  /* [batch, length, d_inner] or NULL: no gate */
+  int64_t z_stride_batch, z_stride_token;
+  const float* dt_bias;       /* [d_inner] or NULL: zero */
+  const float* initial_state; /* [nsequences, d_inner, dstate] or NULL: zero */
+  int64_t initial_state_stride_batch, initial_state_stride_channel;
+  const int32_t* cu_seqlens; /* [nsequences + 1] ascending from 0 to length: sequence s of the one batch entry is tokens
+                                cu_seqlens[s] to cu_seqlens[s + 1] - 1. NULL: every batch entry is a sequence */
+  int64_t nsequences;        /* read only with cu_seqlens; else batch */
+  void* y;                   /* [batch, length, d_inner], written */
+  int64_t y_stride_batch, y_stride_token;
+  float* final_state; /* [nsequences, d_inner, dstate], written, or NULL */
+  int64_t final_state_stride_batch, final_state_stride_channel;
+  int64_t state_every; /* read only with states; >= 1 */
+  float* states;       /* [batch, length / state_every, d_inner, dstate], written: the states after tokens state_every,
+                          2 state_every, ... of a batch entry, or NULL */
+  int64_t states_stride_batch, states_stride_state, states_stride_channel;
+  /* [batch, (length - 1) / LLAMBA_SCAN_CHUNK, dstate, d_inner], written but where a sequence begins: the states before
+   * tokens CHUNK, 2 CHUNK, ... of a batch entry, for the backward; or NULL */
+  float* chunk_states;
+} llamba_selective_scan_args;
+
+LLAMBA_API int llamba_selective_scan_cpu(const llamba_selective_scan_args* args);
+
 /* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
 
 typedef struct {

@@ -9,6 +9,7 @@ from .mamba2_verify import mamba2_verify
 from .materialize import materialize
 from .rms_norm import rms_norm
 from .rope import rope
+from .selective_scan import selective_scan
 from .silu_mul import silu_mul
 from .skinny_linear import skinny_linear
 from .slot_copy import slot_copy
@@ -28,6 +29,7 @@ __all__ = [
     "materialize",
     "rms_norm",
     "rope",
+    "selective_scan",
     "silu_mul",
     "skinny_linear",
     "slot_copy",
