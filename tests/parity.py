@@ -12,11 +12,12 @@ MAX_WINDOW, FOLD_EVERY, MAX_ROLLBACK = 5, 3, 4
 
 @torch.inference_mode()
 def theirs_by_step(model, tokens, prompt):
-    """transformers' model: a prompt of `prompt` tokens, then one token at a time with its own KV cache."""
+    """transformers' model: a prompt of `prompt` tokens, then one token at a time with its own cache."""
     output = model(tokens[None, :prompt], use_cache=True)
+    cache = "cache_params" if "cache_params" in output else "past_key_values"
     rows = [output.logits[0]]
     for token in tokens[prompt:]:
-        output = model(token.view(1, 1), past_key_values=output.past_key_values, use_cache=True)
+        output = model(token.view(1, 1), use_cache=True, **{cache: output[cache]})
         rows.append(output.logits[0])
     return torch.cat(rows)
 
@@ -97,12 +98,12 @@ def errors(logits, expected):
     return torch.stack([difference.abs().max(), difference.square().mean().sqrt()])
 
 
-def assert_fp32_parity(model, sequences, expected_logits):
+def assert_fp32_parity(model, sequences, expected_logits, ways=WAYS):
     """sequences: (tokens, prompt). expected_logits(tokens, prompt) gives them. Returns the largest relative error."""
     worst = 0.0
     for tokens, prompt in sequences:
         expected = expected_logits(tokens, prompt)
-        for way in WAYS:
+        for way in ways:
             logits, rows = way(model, tokens, prompt)
             relative = (errors(logits, expected[rows])[0] / expected.abs().max()).item()
             assert relative <= 1e-4, f"{way.__name__}, prompt of {prompt}: {relative:.2g} of the largest logit"
@@ -110,12 +111,12 @@ def assert_fp32_parity(model, sequences, expected_logits):
     return worst
 
 
-def assert_bf16_parity(model, sequences, expected_logits, yardstick_logits):
+def assert_bf16_parity(model, sequences, expected_logits, yardstick_logits, ways=WAYS):
     """Both errors, over all sequences, at most twice the yardstick's on the same rows. Returns way -> ours, theirs."""
-    found = {way.__name__: [] for way in WAYS}
+    found = {way.__name__: [] for way in ways}
     for tokens, prompt in sequences:
         expected, yardstick = expected_logits(tokens, prompt), yardstick_logits(tokens, prompt)
-        for way in WAYS:
+        for way in ways:
             logits, rows = way(model, tokens, prompt)
             theirs = errors(yardstick[rows], expected[rows])
             found[way.__name__].append(torch.stack([errors(logits, expected[rows]), theirs]))

@@ -25,7 +25,8 @@ def test_a_model_of_another_type(copy_of):
     folder = copy_of("hybrid")
     for kind in ("gpt2", None, 3, [], {"llama": 1}):
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
-        rule = "load_model: path_or_id must hold a model of type llama or llamba_hybrid; got "
+        kinds = "bamba, falcon_mamba, granitemoehybrid, jamba, llama, mamba, mamba2, mistral, nemotron_h"
+        rule = f"load_model: path_or_id must hold a model of type {kinds} or llamba_hybrid; got "
         assert refusal(folder) == rule + str(kind)
 
 

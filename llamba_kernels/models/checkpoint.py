@@ -1,18 +1,29 @@
-"""What is wrong with a checkpoint's files, said in one sentence before a model is made of them.
+"""A checkpoint's files: settings, and tensors that are read one by one into memory that is already there.
 
-transformers finds most of it, too, but late, in the words of whichever parser stumbled, and not all: weights in
-integers it casts, a damaged generation_config.json it ignores.
+What is wrong with them is said in one sentence before a model is made of them. transformers finds most of it, too, but
+late, in the words of whichever parser stumbled, and not all: weights in integers it casts, a damaged
+generation_config.json it ignores.
 """
 
 import json
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
-FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # safetensors' names
+NAMES = {dtype: name for name, dtype in FLOATS.items()}
+BLOCK = 2**22  # elements converted at a time
+MAPPED = 2**26  # bytes of a mapped file that may become resident before it is mapped anew
 
 
 def line(error: BaseException) -> str:
@@ -40,12 +51,17 @@ def read_settings(source: str, name: str, required: bool = False) -> dict | None
     if path is None:
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"load_model: {name} of {source} must be JSON; got {line(error)}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"load_model: {name} of {source} must hold a JSON object; got {type(settings).__name__}")
     return settings
+
+
+def _special_float(value: dict):
+    """transformers writes infinities as {"__float__": "Infinity"}."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def check_generation_config(source: str) -> None:
@@ -60,48 +76,133 @@ def check_generation_config(source: str) -> None:
             )
 
 
-def check_stored(source: str, expected: dict[str, Tensor]) -> None:
-    """The safetensors files, as far as their headers tell: readable, floating point, and with the model's shapes.
+@dataclass(frozen=True)
+class Stored:
+    """Where and how a tensor is stored. start: of its bytes in a safetensors file; None: in a pickled one."""
 
-    Names without a counterpart in `expected` are left to the loader, which knows what may be renamed or derived.
-    """
-    for path in _weight_files(source):
-        try:
-            with safe_open(path, "pt") as file:
-                stored = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 (not a dict)
-                stored = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in stored}
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"load_model: {path} must hold readable weights; got {line(error)}") from error
-        for name in sorted(stored.keys() & expected.keys()):
-            shape, dtype = stored[name]
-            wanted = tuple(expected[name].shape)
-            if shape != wanted:
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    start: int | None
+
+
+class Weights:
+    """The tensors of a checkpoint: what is stored is known at once, values are read on demand, never a whole file."""
+
+    def __init__(self, source: str):
+        self.source = source
+        self.stored: dict[str, Stored] = {}
+        self._mapped: dict[str, Tensor] = {}
+        self._mapped_path, self._touched = None, 0
+        for path in _weight_files(source):
+            found = _safetensors(path) if path.suffix == ".safetensors" else self._pickled(path)
+            for name in found.keys() & self.stored.keys():
                 raise ValueError(
-                    f"load_model: {name} must have shape {wanted} as config.json says; got {shape} in {source}"
+                    f"load_model: {name} must be stored once; got it in {path} and in {self.stored[name].path}"
                 )
-            if dtype not in FLOATS:
-                raise ValueError(f"load_model: {name} must be one of {', '.join(FLOATS)}; got {dtype} in {source}")
+            self.stored |= found
+
+    def read(self, name: str, out: Tensor) -> None:
+        """Fill `out`, contiguous and of the tensor's shape, converting to its dtype."""
+        stored = self.stored[name]
+        try:
+            if stored.start is None:
+                self._read_pickled(name, stored, out)
+            else:
+                _read_bytes(stored, out.view(-1))
+        except (OSError, EOFError) as error:
+            raise ValueError(f"load_model: {stored.path} must hold readable weights; got {line(error)}") from error
+
+    def equals(self, name: str, tensor: Tensor) -> bool:
+        """Whether the stored values, converted, are those of a contiguous tensor; a part of it at a time."""
+        part = torch.empty_like(tensor)
+        self.read(name, part)
+        return torch.equal(part, tensor)
+
+    def _pickled(self, path: Path) -> dict[str, Stored]:
+        tensors = self._map(path)
+        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+            raise ValueError(f"load_model: {path} must hold tensors by name; got {type(tensors).__name__}")
+        return {
+            str(name): Stored(path, tuple(t.shape), NAMES.get(t.dtype, str(t.dtype).removeprefix("torch.")), None)
+            for name, t in tensors.items()
+        }
+
+    def _map(self, path: Path):
+        self._mapped = {}  # unmaps the pages that were touched
+        try:
+            self._mapped = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"load_model: {path} must hold readable weights; got {line(error)}") from error
+        self._mapped_path, self._touched = path, 0
+        return self._mapped
+
+    def _read_pickled(self, name: str, stored: Stored, out: Tensor) -> None:
+        if self._mapped_path != stored.path or self._touched > MAPPED:
+            self._map(stored.path)
+        out.copy_(self._mapped[name])
+        self._touched += out.numel() * self._mapped[name].element_size()
+
+
+def _safetensors(path: Path) -> dict[str, Stored]:
+    """The header, after the library has checked it against the file."""
+    try:
+        with safe_open(path, "pt"):
+            pass
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"load_model: {path} must hold readable weights; got {line(error)}") from error
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(path, tuple(entry["shape"]), entry["dtype"], 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _read_bytes(stored: Stored, out: Tensor) -> None:
+    dtype = FLOATS[stored.dtype]
+    with stored.path.open("rb", buffering=0) as file:
+        file.seek(stored.start)
+        for begin in range(0, out.numel(), BLOCK):
+            part = out[begin : begin + BLOCK]
+            block = part if part.dtype == dtype else torch.empty(len(part), dtype=dtype)
+            view = memoryview(block.view(torch.uint8).numpy())
+            while len(view):
+                count = file.readinto(view)
+                if not count:
+                    raise EOFError("the end of the file")
+                view = view[count:]
+            if block is not part:
+                part.copy_(block)
 
 
 def _weight_files(source: str) -> list[Path]:
-    """In transformers' order: the single file, else the shards of the index; none: other formats, not looked at."""
-    single = find(source, SAFE_WEIGHTS_NAME)
-    if single is not None:
-        return [single]
-    index = read_settings(source, SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        return []
-    shards = index.get("weight_map")
-    owner = f"load_model: {SAFE_WEIGHTS_INDEX_NAME} of {source}"
+    """In transformers' order: safetensors before pickled files, the single file before the shards of the index."""
+    for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (path := find(source, single)) is not None:
+            return [path]
+        if (settings := read_settings(source, index)) is not None:
+            return _shards(source, index, settings)
+    raise ValueError(
+        f"load_model: path_or_id must hold readable weights; got {source}: Error no file named {SAFE_WEIGHTS_NAME}, "
+        f"{SAFE_WEIGHTS_INDEX_NAME}, {WEIGHTS_NAME} or {WEIGHTS_INDEX_NAME}"
+    )
+
+
+def _shards(source: str, index: str, settings: dict) -> list[Path]:
+    shards = settings.get("weight_map")
+    owner = f"load_model: {index} of {source}"
     if not isinstance(shards, dict) or not shards or not all(map(_is_file_name, shards.values())):
         raise ValueError(f"{owner} must hold a weight_map of file names; got {_short(shards)}")
-    if not isinstance(index.get("metadata"), dict):
-        raise ValueError(f"{owner} must hold metadata; got {_short(index.get('metadata'))}")
+    if not isinstance(settings.get("metadata"), dict):
+        raise ValueError(f"{owner} must hold metadata; got {_short(settings.get('metadata'))}")
     files = []
     for name in sorted(set(shards.values())):
         files.append(find(source, name))
         if files[-1] is None:
-            raise ValueError(f"load_model: {source} must hold every file of {SAFE_WEIGHTS_INDEX_NAME}; got no {name}")
+            raise ValueError(f"load_model: {source} must hold every file of {index}; got no {name}")
     return files
 
 
