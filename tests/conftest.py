@@ -5,6 +5,7 @@ does so); --device cuda: on the GPU. Tests marked cpu_only are left out there, t
 """
 
 import ctypes
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ torch.utils.deterministic.fill_uninitialized_memory = True
 def pytest_addoption(parser):
     parser.addoption("--device", choices=("cpu", "simt", "cuda"), default="cpu", help="where operators run")
     parser.addoption("--simt-seed", type=int, default=1, help="of the thread schedules under --device simt")
+    parser.addoption("--share", type=int, default=1, help="run one in so many cases of every test, by --simt-seed")
 
 
 def pytest_configure(config):
@@ -39,10 +41,34 @@ def pytest_configure(config):
         on_device.run_operators_on_cuda()
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config, items):
     leave_out = "device_only" if config.getoption("--device") == "cpu" else "cpu_only"
-    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(leave_out)])
-    items[:] = [item for item in items if not item.get_closest_marker(leave_out)]
+    kept = [item for item in items if not item.get_closest_marker(leave_out)]
+    kept = share_of(kept, config.getoption("--share"), config.getoption("--simt-seed"))
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
+
+
+def share_of(items, share, seed):
+    """Of the cases of each test one in `share`, at least one; other seeds choose others.
+
+    Multiples of the golden ratio, so that no factor of the cases, whichever its period, goes without some value.
+    """
+    cases = {}
+    for item in items:
+        cases.setdefault((item.path, item.name.split("[")[0]), []).append(item)
+    chosen = set()
+    for each in cases.values():
+        order = sorted(range(len(each)), key=lambda i: (i + seed) * 0.6180339887 % 1)
+        chosen.update(each[i] for i in order[: -(-len(each) // share)])
+    return [item for item in items if item in chosen]
+
+
+def pytest_collection_finish(session):
+    gc.collect()
+    gc.freeze()  # what the imports left: transformers' Trainer collects garbage at each end, 0.3 s with all that
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +89,22 @@ def folders(tmp_path_factory):
     write_text(folder)
     convert(folder / "teacher", folder / "converted", CONVERTED, folder / "text.txt", tokens=1024, window=64)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory):
+    """A finished quickstart: llama, text.txt, run, and what it has said at first, stdout.txt and results.json."""
+    from test_cli import llamba, quickstart_arguments
+    from tiny import write_teacher, write_text
+
+    root = tmp_path_factory.mktemp("cli")
+    write_teacher(root / "llama")
+    write_text(root)
+    done = llamba(*quickstart_arguments(root))
+    assert done.returncode == 0, done.stderr
+    root.joinpath("stdout.txt").write_text(done.stdout)
+    shutil.copy(root / "run" / "results.json", root)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import write_teacher, write_text
+from tiny import write_teacher
 from transformers import AutoModelForCausalLM
 
 from llamba_kernels import cli, fold
@@ -44,18 +44,6 @@ def llamba(*arguments):
         finally:
             cli.run.verbose = False
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    """A finished quickstart: teacher folder, text, and the run's own folder."""
-    root = tmp_path_factory.mktemp("cli")
-    write_teacher(root / "llama")
-    write_text(root)
-    done = llamba(*quickstart_arguments(root))
-    assert done.returncode == 0, done.stderr
-    root.joinpath("stdout.txt").write_text(done.stdout)
-    return root
 
 
 def quickstart_arguments(root, layers=2, out="run"):

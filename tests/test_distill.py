@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -220,41 +219,57 @@ def test_evaluation_is_the_models_own_loss(teacher, folders):
     assert evaluate_windows(teacher, tokenizer, ids, deleted=LAYERS).perplexity != result.perplexity
 
 
-# A run that kills itself, without any clean-up, after the optimiser step `sys.argv[1]`.
+# Runs that kill themselves, without any clean-up, after an optimiser step; forked from one process, whose imports cost
+# more than they do.
 KILLED = """
-    import os, signal, sys
+    import json, os, signal, sys
     from llamba_kernels.distill import training
     from test_distill import RUNS
     import llamba_kernels.distill as stages
 
     class Kill(training.Metrics):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == int(sys.argv[1]):
+            if state.global_step == last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     training.Metrics = Kill
-    getattr(stages, sys.argv[2])(*sys.argv[3:], save_every=4, **RUNS[sys.argv[2]])
+    for stage, last, *arguments in json.loads(sys.argv[1]):
+        child = os.fork()
+        if child == 0:
+            getattr(stages, stage)(*arguments, save_every=4, **RUNS[stage])
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, stage
 """
+KILLED_AFTER = {"align": 11, "distill": 8, "tune": 10}
 
 
-@pytest.mark.parametrize(("stage", "killed_after"), [("align", 11), ("distill", 8), ("tune", 10)])
-def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, tmp_path, monkeypatch):
-    function, run = {"align": align, "distill": distill, "tune": tune}[stage], RUNS[stage]
-    student, other = tmp_path / "student", tmp_path / "other"
-    shutil.copytree(folders / "converted", student)
-    convert(folders / "teacher", other, LAYERS, folders / "text.txt", tokens=1024, window=64, seed=1)
-    inputs = [student] if stage == "tune" else [student, folders / "teacher"]
-    function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **run)
-
-    call = [stage, *map(str, inputs), str(tmp_path / "resumed"), str(folders / "text.txt")]
+@pytest.fixture(scope="module")
+def killed(folders, tmp_path_factory):
+    """By stage a folder with its student, resumed.partial of a killed run, and another student."""
+    root, calls = tmp_path_factory.mktemp("killed"), []
+    for stage, last in KILLED_AFTER.items():
+        student = shutil.copytree(folders / "converted", root / stage / "student")
+        models = [student] if stage == "tune" else [student, folders / "teacher"]
+        calls.append([stage, last, *map(str, [*models, root / stage / "resumed", folders / "text.txt"])])
     here = Path(__file__).parent
     env = {
         **os.environ,
         "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(killed_after), *call], env=env)
-    assert done.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), json.dumps(calls)], env=env, check=True)
+    convert(folders / "teacher", root / "other", LAYERS, folders / "text.txt", tokens=1024, window=64, seed=1)
+    for stage in KILLED_AFTER:
+        shutil.copytree(root / "other", root / stage / "other")
+    return root
+
+
+@pytest.mark.parametrize(("stage", "killed_after"), KILLED_AFTER.items())
+def test_a_killed_run_resumes_to_the_same_bits(stage, killed_after, folders, killed, monkeypatch):
+    function, run = {"align": align, "distill": distill, "tune": tune}[stage], RUNS[stage]
+    tmp_path = killed / stage
+    student, other = tmp_path / "student", tmp_path / "other"
+    inputs = [student] if stage == "tune" else [student, folders / "teacher"]
+    function(*inputs, tmp_path / "whole", folders / "text.txt", save_every=4, **run)
     partial = tmp_path / "resumed.partial"
     assert [p.name for p in partial.glob("checkpoint-*")] == [f"checkpoint-{(killed_after - 1) // 4 * 4}"]
     (partial / "staging").mkdir(exist_ok=True)
@@ -318,13 +333,22 @@ def test_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f, out: convert(f / "teacher", out, []), "convert: layers must name at least one layer; got none"),
         (
-            lambda f, out: convert(f / "teacher", out, [4]),
+            lambda f, out: convert(f / "teacher", out, [], f / "text.txt"),
+            "convert: layers must name at least one layer; got none",
+        ),
+        (
+            lambda f, out: convert(f / "teacher", out, [4], f / "text.txt"),
             "convert: layers must be attention layers of the teacher; got",
         ),
-        (lambda f, out: convert(f / "converted", out, [1]), "convert: layers must be attention layers of the teacher"),
-        (lambda f, out: convert(f / "teacher", f, [1]), "convert: out_dir must not exist yet, nothing is overwritten;"),
+        (
+            lambda f, out: convert(f / "converted", out, [1], f / "text.txt"),
+            "convert: layers must be attention layers of the teacher",
+        ),
+        (
+            lambda f, out: convert(f / "teacher", f, [1], f / "text.txt"),
+            "convert: out_dir must not exist yet, nothing is overwritten;",
+        ),
         (
             lambda f, out: align(f / "teacher", f / "teacher", out),
             "align: student must have mamba1 or mamba2 layers; got none",
