@@ -48,6 +48,12 @@ STABLE_TORCH_LIBRARY(llamba, m) {
   m.def(
       "speculative_accept(Tensor logits, Tensor drafts, Tensor ntokens, Tensor? draft_probs, Tensor? uniforms, "
       "float temperature, Tensor(a!) accepted, Tensor(b!) next_token) -> ()");
+  m.def(
+      "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, bool silu, "
+      "Tensor? cache_seqlens, Tensor? conv_state_indices, Tensor? num_accepted_tokens, Tensor? query_start_loc, "
+      "int pad_slot_id, Tensor? block_idx_last_scheduled_token, Tensor? initial_state_idx, "
+      "Tensor? retrieve_parent_token, Tensor(b!)? intermediate_conv_window, Tensor? intermediate_state_indices, "
+      "Tensor(c!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
@@ -69,6 +75,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("kv_compact", TORCH_BOX(&llamba::kv_compact));
   m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
+  m.impl("causal_conv1d_update", TORCH_BOX(&llamba::causal_conv1d_update));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
@@ -85,6 +92,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("rope", TORCH_BOX(&llamba::rope));
   m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
+  m.impl("causal_conv1d_update", TORCH_BOX(&llamba::causal_conv1d_update));
 }
 
 // The CPU library has no threads of its own: it uses torch's pool.

@@ -57,5 +57,12 @@ void argmax(const Tensor& logits, const Tensor& out);
 void speculative_accept(const Tensor& logits, const Tensor& drafts, const Tensor& ntokens,
                         const std::optional<Tensor>& draft_probs, const std::optional<Tensor>& uniforms,
                         double temperature, const Tensor& accepted, const Tensor& next_token);
+void causal_conv1d_update(
+    const Tensor& x, const Tensor& conv_state, const Tensor& weight, const std::optional<Tensor>& bias, bool silu,
+    const std::optional<Tensor>& cache_seqlens, const std::optional<Tensor>& conv_state_indices,
+    const std::optional<Tensor>& num_accepted_tokens, const std::optional<Tensor>& query_start_loc, int64_t pad_slot_id,
+    const std::optional<Tensor>& block_idx_last_scheduled_token, const std::optional<Tensor>& initial_state_idx,
+    const std::optional<Tensor>& retrieve_parent_token, const std::optional<Tensor>& intermediate_conv_window,
+    const std::optional<Tensor>& intermediate_state_indices, const Tensor& out);
 
 }  // namespace llamba

@@ -126,6 +126,36 @@ void call_rowwise(llamba_dtype dtype) {
                                         .next_token = kMemory});
 }
 
+void call_causal_conv1d_update(llamba_dtype dtype) {
+  call(llamba_causal_conv1d_update_cuda, {.dtype = dtype,
+                                          .state_dtype = dtype,
+                                          .weight_dtype = dtype,
+                                          .batch = kBatch,
+                                          .dim = kInner,
+                                          .ntokens = kWindow,
+                                          .nslots = kBatch,
+                                          .state_len = kWidth - 1,
+                                          .nblocks = 1,
+                                          .width = kWidth,
+                                          .silu = 1,
+                                          .pad_slot = -1,
+                                          .x = kMemory,
+                                          .x_stride_batch = kWindow * kInner,
+                                          .x_stride_channel = 1,
+                                          .x_stride_token = kInner,
+                                          .conv_state = kMemory,
+                                          .conv_state_stride_slot = (kWidth - 1) * kInner,
+                                          .conv_state_stride_channel = 1,
+                                          .conv_state_stride_token = kInner,
+                                          .weight = kMemory,
+                                          .weight_stride_channel = kWidth,
+                                          .weight_stride_tap = 1,
+                                          .out = kMemory,
+                                          .out_stride_batch = kWindow * kInner,
+                                          .out_stride_channel = 1,
+                                          .out_stride_token = kInner});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -137,6 +167,7 @@ int main(int argc, char** argv) {
   call_slot_copy();
   for (llamba_dtype dtype : {LLAMBA_FLOAT32, LLAMBA_BFLOAT16, LLAMBA_FLOAT16}) {
     call_rowwise(dtype);
+    call_causal_conv1d_update(dtype);
     call_mamba2(dtype, LLAMBA_FLOAT32);
     if (dtype != LLAMBA_FLOAT32) call_mamba2(dtype, dtype);
   }

@@ -182,7 +182,7 @@ def fuzz(calls, seed=0, first=0, only=None, starting=lambda index: None):
 
 def table_text(accepted, refused):
     lines = [f"{'op':20} {'calls':>6} {'accepted':>8} {'refused':>8}   accepted by dtype"]
-    for name in [op.name for op in OPS] + [None]:
+    for name in [*dict.fromkeys(op.name for op in OPS), None]:
         counts = [sum(n for (op, _), n in counter.items() if name in (op, None)) for counter in (accepted, refused)]
         dtypes = sorted((dtype, n) for (op, dtype), n in accepted.items() if op == name)
         by_dtype = "  ".join(f"{dtype} {n}" for dtype, n in dtypes)

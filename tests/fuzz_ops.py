@@ -7,6 +7,7 @@ import torch
 from fuzz_attention import ATTENTION_OPS
 from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, rows_shape, stored
 from fuzz_cursor import CURSOR_OPS
+from fuzz_dropins import DROPIN_OPS
 from fuzz_mamba2 import MAMBA2_VERIFY
 from fuzz_rows import ROW_OPS
 from fuzz_scan import SELECTIVE_SCAN
@@ -144,4 +145,5 @@ OPS = (
     MAMBA2_VERIFY,
     SELECTIVE_SCAN,
     *STATE_OPS,
+    *DROPIN_OPS,
 )

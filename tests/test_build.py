@@ -113,6 +113,7 @@ def test_c_callers_of_another_version_are_refused():
     for op in (
         "argmax",
         "attention_step",
+        "causal_conv1d_update",
         "gated_rms_norm",
         "kv_compact",
         "rms_norm",

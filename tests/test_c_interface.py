@@ -87,6 +87,7 @@ GOOD = {
     "attention_step": dict(batch=1, max_ntokens=1, nheads=2, kv_heads=1, head_dim=8, nslots=1, max_tokens=1),
     "kv_compact": dict(batch=0),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
+    "causal_conv1d_update": dict(batch=1, dim=8, ntokens=1, nslots=1, state_len=3, nblocks=1, width=4),
 }
 REFUSED = [
     ("mamba2_verify", dict(batch=-1), "batch must be at least 0; got -1"),
@@ -165,6 +166,17 @@ REFUSED = [
     ("speculative_accept", dict(vocab=0), "vocab must be 1 to 2147483647; got 0"),
     ("speculative_accept", dict(vocab=2**31), "vocab must be 1 to 2147483647; got 2147483648"),
     ("speculative_accept", dict(temperature=0), "temperature must be positive and finite; got 0"),
+    *(
+        ("causal_conv1d_update", {name: least - 1}, f"{name} must be at least {least}; got {least - 1}")
+        for name, least in (("batch", 0), ("dim", 0), ("nblocks", 1), ("window_tokens", 0))
+    ),
+    *(
+        ("causal_conv1d_update", {name: -1}, f"{name} must be 0 to 2147483647; got -1")
+        for name in ("ntokens", "nslots", "nwindows")
+    ),
+    ("causal_conv1d_update", dict(width=5), "width must be 2 to 4; got 5"),
+    ("causal_conv1d_update", dict(state_len=2), "state_len must be 3 to 2147483647; got 2"),
+    ("causal_conv1d_update", dict(batch=2), "conv_state must have a slot for each of 2 sequences; got 1"),
 ]
 
 

@@ -14,6 +14,7 @@ from llamba_kernels.cache import Session
 from llamba_kernels.ops import (
     argmax,
     attention_step,
+    causal_conv1d_update,
     gated_rms_norm,
     kv_compact,
     rms_norm,
@@ -35,6 +36,7 @@ from llamba_kernels.testing import (
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
+from llamba_kernels.testing_dropins import make_causal_conv1d_update_inputs
 from llamba_kernels.testing_scan import make_selective_scan_inputs
 
 pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
@@ -59,6 +61,8 @@ def outputs():
                 rope(*inputs, interleaved=True),
             )
             results[f"silu_mul {case}"] = silu_mul(*make_silu_mul_inputs((5,), width, dtype))
+            inputs = make_causal_conv1d_update_inputs(dim=width, seqlen=3, dtype=dtype)
+            results[f"causal_conv1d_update {case}"] = causal_conv1d_update(**inputs)
             results[f"argmax {case}"] = argmax(*make_argmax_inputs((5,), 20 * width, dtype))
             inputs = make_speculative_accept_inputs(50, 3, width, dtype=dtype)
             results[f"accepted {case}"], results[f"next_token {case}"] = speculative_accept(*inputs)
@@ -257,6 +261,7 @@ def test_instruction_sets_agree(isa, other, run_with):
 
 OPERATORS = "argmax attention_step attention_step_refusals cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk"
 OPERATORS += " attention_window mamba2_verify_refusals"
+OPERATORS += " causal_conv1d_update causal_conv1d_update_refusals"
 OPERATORS += " materialize rms_norm rope silu_mul skinny_linear slot_copy speculative_accept"
 OPERATORS += " speculative_accept_refusals step"
 

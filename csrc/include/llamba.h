@@ -488,6 +488,58 @@ typedef struct {
 LLAMBA_API int llamba_speculative_accept_cpu(const llamba_speculative_accept_args* args);
 LLAMBA_API int llamba_speculative_accept_cuda(const llamba_speculative_accept_args* args, void* stream);
 
+/* ---- causal_conv1d_update: causal depthwise conv of a few tokens, from a state of raw inputs that moves on ------
+ * out[t] = act(bias + sum over j of weight[j] * input[t - (width-1) + j]), inputs before token 0 from the state. A
+ * token of x is rounded to the state's dtype before use, so K tokens are K calls of one. The state in one of three ways:
+ *   shifted  neither cache_seqlens nor accepted: its last width-1 columns precede x; it becomes the last state_len
+ *            columns of itself followed by x
+ *   ring     cache_seqlens: token t goes to column (cache_seqlens + t) % state_len; the width-1 columns before precede x
+ *   drafts   accepted: of the tokens of the call before, so many count. Columns accepted-1 to accepted+width-3 precede
+ *            x; the last width-2 of them, then x, become columns 0 to width-3 + tokens */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;        /* x, out */
+  llamba_dtype state_dtype;  /* conv_state, windows */
+  llamba_dtype weight_dtype; /* weight, bias */
+  int64_t batch, dim;        /* >= 0 */
+  int64_t ntokens;           /* >= 0: of every sequence; with query_start: of all together */
+  int64_t nslots, state_len; /* nslots >= 0, state_len >= width - 1 */
+  int64_t nblocks;           /* >= 1: slots of a sequence */
+  int64_t nwindows;          /* >= 0; 0: windows are not kept */
+  int64_t window_tokens;     /* >= tokens of every sequence, if there are windows */
+  int32_t width;             /* 2 to 4 */
+  int32_t silu;              /* act; 0: none */
+  int32_t pad_slot;          /* sequences of this slot are padding, as those of slots < 0 */
+  int32_t parents_are_int64;
+  const void* x; /* [batch, dim, ntokens]; with query_start [dim, ntokens] */
+  int64_t x_stride_batch, x_stride_channel, x_stride_token;
+  void* conv_state; /* [nslots, dim, state_len], in/out; slots of padding and of no sequence are not touched */
+  int64_t conv_state_stride_slot, conv_state_stride_channel, conv_state_stride_token;
+  const void* weight; /* [dim, width] */
+  int64_t weight_stride_channel, weight_stride_tap;
+  const void* bias;             /* [dim] or NULL: zero */
+  const int32_t* cache_seqlens; /* [batch] or NULL */
+  const int32_t* slots;         /* [batch, nblocks], none written twice, or NULL: 0, 1, 2, ... */
+  int64_t slots_stride_batch;
+  const int32_t* accepted;     /* [batch], >= 1, or NULL */
+  const int32_t* query_start;  /* [batch + 1], not descending, 0 to ntokens, or NULL */
+  const int32_t* source_block; /* [batch], which of its slots a sequence's state is read from, or NULL: 0 */
+  const int32_t* target_block; /* [batch], and which it is written to, or NULL: 0; both NULL with cache_seqlens */
+  const void* parents;         /* [batch, >= tokens] int32 or int64: token i > 0 follows token parents[i] < i, or what
+                                  precedes x if that is -1; of token 0 not read. NULL: a chain. The state moves as by a
+                                  chain either way */
+  int64_t parents_stride_batch, parents_stride_token;
+  void* windows; /* [nwindows, window_tokens, dim, width-1], written: the inputs after each token */
+  int64_t windows_stride_entry, windows_stride_token, windows_stride_channel, windows_stride_tap;
+  const int32_t* window_entries; /* [batch], unique, or NULL: the slot that the state is read from */
+  void* out; /* as x, written; zero for padding; may be x itself in a chain. CUDA: what the CPU refuses is padding */
+  int64_t out_stride_batch, out_stride_channel, out_stride_token;
+} llamba_causal_conv1d_update_args;
+
+LLAMBA_API int llamba_causal_conv1d_update_cpu(const llamba_causal_conv1d_update_args* args);
+LLAMBA_API int llamba_causal_conv1d_update_cuda(const llamba_causal_conv1d_update_args* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

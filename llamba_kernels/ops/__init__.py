@@ -2,6 +2,7 @@
 
 from .argmax import argmax
 from .attention_step import attention_step
+from .causal_conv1d_update import causal_conv1d_update
 from .cursor import cursor_begin, cursor_commit, cursor_reset, cursor_rollback
 from .gated_rms_norm import gated_rms_norm
 from .kv_compact import kv_compact
@@ -19,6 +20,7 @@ from .state_import import state_import
 __all__ = [
     "argmax",
     "attention_step",
+    "causal_conv1d_update",
     "cursor_begin",
     "cursor_commit",
     "cursor_reset",
