@@ -288,7 +288,11 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.")] = None,
 ):
     """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
+    from .distill.folders import check_writable
+
     sizes = _numbers("bench", "windows", windows)
+    if json_file:
+        check_writable("bench", json_file)
     model, tokenizer, draft = _load_with_draft(model, dtype, draft)
 
     from .decode_bench import decode_bench, held_out_prompts

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .agreement import common_prefix, same_next_token
 from .decode_bench import decode_bench, held_out_prompts
 from .distill import align, convert, distill, fetch_teacher, rank_layers, tune
 from .distill.evaluate import evaluate_windows
-from .distill.folders import saving, write_file
+from .distill.folders import locked, saving, write_file
 from .distill.rank import Ranking
 from .distill.text import check_apart, read_text, token_windows, untrained_text
 from .distill.training import read_metrics
@@ -70,89 +70,130 @@ def quickstart(
     if seeds < 1:
         raise ValueError(f"quickstart: seeds must be at least 1; got {seeds}")
     check_apart("quickstart", data, other_data)
-    run = _Run(Path(out_dir), console or Console())
-    settings = {
-        "layers": layers,
-        "data": _as_text(data),
-        "other_data": _as_text(other_data),
-        "teacher": str(teacher),
-        "seed": seed,
-        "align_tokens": align_tokens,
-        "distill_tokens": distill_tokens,
-        **DISTILL_OPTIONS,
-        "version": __version__,
-    }
-    run.check_settings(settings)
+    plan = _Plan(
+        layers, _as_text(data), str(teacher), window, seed, seeds, align_tokens, distill_tokens, _as_text(other_data)
+    )
+    with locked("quickstart", Path(out_dir), out_dir):
+        run = _Run(Path(out_dir), console or Console())
+        run.check_settings(plan.settings())
+        source, chosen = _choose_layers(run, plan)
+        folders = {number: _train(run, plan, number, source, chosen) for number in plan.numbers}
+        rows, models = _list_models(plan, source, folders)
+        scored = _Scored(source, plan)
+        texts = run.value("greedy text of the teacher", _greedy_texts, source, scored)["texts"]
+        for row, model in zip(rows, models, strict=True):
+            deleted = chosen if row.name == "deleted" else ()
+            row.add(run.value(f"evaluate {row.label}", _score, model, scored, deleted, texts))
+        shares = _measure_decoding(run, plan, rows, models, scored, texts)
+        _plot(run, plan, folders, shares)
+        _report(run, plan, folders, chosen, rows)
+    return rows
 
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was asked for; `quickstart` describes it."""
+
+    layers: int
+    data: list[str] | None
+    teacher: str
+    window: int
+    seed: int
+    seeds: int
+    align_tokens: int
+    distill_tokens: int
+    other_data: list[str] | None
+
+    @property
+    def numbers(self) -> range:
+        """The seeds."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def settings(self) -> dict:
+        """What a run cannot change and go on; more seeds and another window it can."""
+        names = ("layers", "data", "other_data", "teacher", "seed", "align_tokens", "distill_tokens")
+        return {**{name: getattr(self, name) for name in names}, **DISTILL_OPTIONS, "version": __version__}
+
+
+def _choose_layers(run: "_Run", plan: _Plan) -> tuple[Path, list[int]]:
+    """The teacher's folder, and which of its layers are converted."""
     source = run.dir / "teacher"
-    run.folder("teacher", source, fetch_teacher, teacher, source)
-    ranking = run.value("rank layers", rank_layers, source, data, seed=seed)
-    chosen = Ranking(**ranking).least_important(layers)
+    run.folder("teacher", source, fetch_teacher, plan.teacher, source)
+    ranking = run.value("rank layers", rank_layers, source, plan.data, seed=plan.seed)
+    chosen = Ranking(**ranking).least_important(plan.layers)
     run.console.print(f"converting layers {', '.join(map(str, chosen))} of {len(ranking['order'])}")
-    numbers = range(seed, seed + seeds)
-    folders = {}
-    for number in numbers:
-        at = folders[number] = _folders(run.dir, number, seed)
-        of = f" seed {number}"
-        common = {"data": data, "seed": number}
-        run.folder(f"convert{of}", at["converted"], convert, source, at["converted"], chosen, **common)
-        run.folder(
-            f"align{of}", at["aligned"], align, at["converted"], source, at["aligned"], tokens=align_tokens, **common
-        )
-        run.folder(
-            f"distill{of}",
-            at["hybrid"],
-            distill,
-            at["aligned"],
-            source,
-            at["hybrid"],
-            tokens=distill_tokens,
-            **DISTILL_OPTIONS,
-            **common,
-        )
-        budget = {"align_tokens": align_tokens, "distill_tokens": distill_tokens}
-        run.folder(f"tune{of}", at["tuned"], tune, source, at["tuned"], **budget, **common)
+    return source, chosen
 
-    scored = _Scored(source, data, other_data)
-    texts = run.value("greedy text of the teacher", _greedy_texts, source, scored, window)["texts"]
-    rows = [ModelRow("teacher"), ModelRow("deleted")]
-    names = {"tuned": "tuned", "converted": "converted", "aligned": "aligned", "distilled": "hybrid"}
-    sources = [source, source]
-    for name, folder in names.items():
-        rows += [ModelRow(name, number) for number in numbers]
-        sources += [folders[number][folder] for number in numbers]
-    for row, folder in zip(rows, sources, strict=True):
-        deleted = chosen if row.name == "deleted" else ()
-        row.add(run.value(f"evaluate {row.label}", _score, folder, scored, deleted, texts))
 
+def _train(run: "_Run", plan: _Plan, number: int, source: Path, chosen: list[int]) -> dict[str, Path]:
+    """Convert, align, distill and tune with one seed; the folders, by name."""
+    at = _folders(run.dir, number, plan.seed)
+
+    def stage(command: str, work: Callable, out: Path, *inputs, **options):
+        run.folder(f"{command} seed {number}", out, work, *inputs, data=plan.data, seed=number, **options)
+
+    stage("convert", convert, at["converted"], source, at["converted"], chosen)
+    stage("align", align, at["aligned"], at["converted"], source, at["aligned"], tokens=plan.align_tokens)
+    options = {"tokens": plan.distill_tokens, **DISTILL_OPTIONS}
+    stage("distill", distill, at["hybrid"], at["aligned"], source, at["hybrid"], **options)
+    budget = {"align_tokens": plan.align_tokens, "distill_tokens": plan.distill_tokens}
+    stage("tune", tune, at["tuned"], source, at["tuned"], **budget)
+    return at
+
+
+def _list_models(plan: _Plan, source: Path, folders: dict[int, dict[str, Path]]) -> tuple[list[ModelRow], list[Path]]:
+    """The table's rows, not measured yet, and the folder of each."""
+    rows, models = [ModelRow("teacher"), ModelRow("deleted")], [source, source]
+    for name, folder in (
+        ("tuned", "tuned"),
+        ("converted", "converted"),
+        ("aligned", "aligned"),
+        ("distilled", "hybrid"),
+    ):
+        rows += [ModelRow(name, number) for number in plan.numbers]
+        models += [folders[number][folder] for number in plan.numbers]
+    return rows, models
+
+
+def _measure_decoding(
+    run: "_Run", plan: _Plan, rows: list[ModelRow], models: list[Path], scored: "_Scored", texts: list[list[int]]
+) -> dict:
+    """Speeds and greedy texts into the rows that have some; where a step's time goes, for the plot."""
     shares = {}
-    for row, folder in zip(rows, sources, strict=True):
+    for row, model in zip(rows, models, strict=True):
         if row.name == "tuned":
-            own = run.value(f"greedy text of {row.label}", _greedy_texts, folder, scored, window)["texts"]
+            own = run.value(f"greedy text of {row.label}", _greedy_texts, model, scored)["texts"]
             row.common_prefix = common_prefix(texts, own)
         elif row.name in ("teacher", "distilled"):
-            decoded = run.value(f"decode with {row.label}, window {window}", _decode, folder, scored, window)
+            decoded = run.value(f"decode with {row.label}, window {plan.window}", _decode, model, scored)
             row.common_prefix = common_prefix(texts, decoded["texts"])
             row.add_speeds(*decoded["rows"])
-            if row.seed in (None, seed):
+            if row.seed in (None, plan.seed):
                 shares |= {f"{row.name}\n{name}": parts for name, parts in decoded["step"].items()}
+    return shares
 
+
+def _plot(run: "_Run", plan: _Plan, folders: dict[int, dict[str, Path]], shares: dict):
     losses = {
-        stage: {f"seed {number}": _losses(folders[number][name] / "metrics.jsonl") for number in numbers}
+        stage: {f"seed {number}": _losses(folders[number][name] / "metrics.jsonl") for number in plan.numbers}
         for stage, name in (("tune", "tuned"), ("align", "aligned"), ("distill", "hybrid"))
     }
     with saving("quickstart", run.dir / "quickstart.png"):
         results_plot(run.dir / "quickstart.png", losses, shares)
-    results = {**settings, "seeds": seeds, "window": window, "converted_layers": chosen}
+
+
+def _report(run: "_Run", plan: _Plan, folders: dict[int, dict[str, Path]], chosen: list[int], rows: list[ModelRow]):
+    """Write results.json; print the table."""
+    results = {**plan.settings(), "seeds": plan.seeds, "window": plan.window, "converted_layers": chosen}
     run.finish({**results, "new_tokens": NEW_TOKENS, "prompts": PROMPTS, "rows": [asdict(row) for row in rows]})
-    run.console.print(results_table(rows, window))
-    run.console.print(notes(rows, PROMPTS, NEW_TOKENS), soft_wrap=True)
-    run.console.print(f"seconds: {run.summary()}", soft_wrap=True)
-    run.console.print(
-        f"model {folders[seed]['hybrid']}   plot {run.dir / 'quickstart.png'}   figures {run.dir / 'results.json'}",
-        soft_wrap=True,
-    )
-    return rows
+    run.console.print(results_table(rows, plan.window))
+    hybrid, plot, figures = folders[plan.seed]["hybrid"], run.dir / "quickstart.png", run.dir / "results.json"
+    for line in (
+        notes(rows, PROMPTS, NEW_TOKENS),
+        f"seconds: {run.summary()}",
+        f"model {hybrid}   plot {plot}   figures {figures}",
+    ):
+        run.console.print(line, soft_wrap=True)
 
 
 def _folders(run_dir: Path, number: int, first: int) -> dict[str, Path]:
@@ -164,8 +205,8 @@ def _folders(run_dir: Path, number: int, first: int) -> dict[str, Path]:
 class _Scored:
     """What every model is scored on, read when first needed: windows of both texts, and prompts of the held-out one."""
 
-    def __init__(self, teacher: Path, data, other_data):
-        self.teacher, self.data, self.other_data = teacher, data, other_data
+    def __init__(self, teacher: Path, plan: _Plan):
+        self.teacher, self.data, self.other_data, self.window = teacher, plan.data, plan.other_data, plan.window
 
     @cached_property
     def tokenizer(self):
@@ -201,21 +242,21 @@ def _score(folder: Path, scored: _Scored, deleted, texts: list[list[int]]) -> di
     }
 
 
-def _greedy_texts(folder: Path, scored: _Scored, window: int) -> dict:
+def _greedy_texts(folder: Path, scored: _Scored) -> dict:
     """The model's greedy text after held-out prompts. It is the same for any window."""
     model, prompts = load_model(folder), scored.prompts
-    decoder = SpeculativeDecoder(model, window=window, max_tokens=len(prompts[0]) + NEW_TOKENS)
+    decoder = SpeculativeDecoder(model, window=scored.window, max_tokens=len(prompts[0]) + NEW_TOKENS)
     return {"texts": [decoder.generate(prompt, NEW_TOKENS, eos_token_id=-1).tokens for prompt in prompts]}
 
 
-def _decode(folder: Path, scored: _Scored, window: int) -> dict:
+def _decode(folder: Path, scored: _Scored) -> dict:
     """Greedy decoding of held-out text, plain and speculative, and where a step's time goes in each."""
     model, prompts = load_model(folder), scored.prompts
     step = {}
-    for name, size in (("plain", 1), ("speculative", window)):
+    for name, size in (("plain", 1), ("speculative", scored.window)):
         decoder = SpeculativeDecoder(model, window=size, max_tokens=len(prompts[0]) + NEW_TOKENS)
         step[name] = profile_step(decoder, prompts[0], 32)
-    rows, texts = decode_bench(model, prompts, [1, window], NEW_TOKENS)
+    rows, texts = decode_bench(model, prompts, [1, scored.window], NEW_TOKENS)
     return {"rows": rows, "texts": texts, "step": step}
 
 

@@ -324,8 +324,16 @@ def test_rank_eval_bench_and_env(run_dir, tmp_path):
             "llamba: Sampling: top_p must be a number from 0 to 1; got 1.5",
         ),
         (
+            ("bench", "no/model", "--json", "{root}/none/bench.json"),
+            "llamba: bench: {root}/none/bench.json must be a file that can be written; got No such file or directory",
+        ),
+        (
+            ("bench", "no/model", "--json", "{root}"),
+            "llamba: bench: {root} must be a file that can be written; got Is a directory",
+        ),
+        (
             ("bench", "{root}/llama", "--draft", "nowhere"),
-            "llamba: load_tokenizer: path_or_id must be a folder or a hub id owner/name; got nowhere",
+            "llamba: draft: name must be lookup, none, first:N, a model's folder or a hub id owner/name; got 'nowhere'",
         ),
         (("quickstart", "--out", "{root}/other", "--data", "{root}/none.txt", "--teacher", "{root}/llama"), None),
     ],

@@ -1,8 +1,10 @@
 """Files and model folders that are either complete or absent, and the sentence that says why one cannot be written."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,15 @@ def write_file(command: str, path: Path, text: str):
         publish(staging, path)
 
 
+def check_writable(command: str, path: Path):
+    """Refuse, before any work, a file that could not be written after it; the file and its folder stay as they are."""
+    try:
+        with open(path, "ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{command}: {path} must be a file that can be written; got {error.strerror}") from error
+
+
 def publish(staging: Path, path: Path):
     """Give a finished file or folder its final name; its content is on disk before, so a power cut leaves no half."""
     sync(staging)
@@ -74,6 +85,38 @@ def sync(path: Path, inside: bool = True):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(command: str, folder: Path, out_dir: str | Path) -> Iterator[None]:
+    """A block that alone, of all processes, works in `folder` towards `out_dir`; it leaves no empty folder."""
+    path = folder / "lock"
+    while True:
+        with saving(command, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(
+                f"{command}: out_dir must be written by one process at a time; got {out_dir}, where another is at work"
+            ) from None
+        if _is_at(path, lock):  # and not what a process that has just ended has removed
+            break
+        lock.close()
+    try:
+        yield
+    finally:
+        if _is_at(path, lock):
+            path.unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        lock.close()
+
+
+def _is_at(path: Path, file) -> bool:
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def check_absent(command: str, out_dir: str | Path):

@@ -1,9 +1,10 @@
 """What the training stages have in common: model folders in, one out, resumable in between."""
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
-from .folders import check_absent, new_folder, save_model
+from .folders import check_absent, locked, new_folder, save_model
 from .forward import frozen_casts
 from .text import read_text, token_windows
 from .training import Objective, Recipe, Training, run_training, training_device
@@ -33,19 +34,29 @@ def run_stage(
     Until that folder is complete everything is in `out_dir`.partial; the same call resumes from there.
     """
     out_dir = Path(out_dir)
-    check_stage(command, out_dir, recipe)
-    student, teacher = load_model(student_dir), load_model(teacher_dir)
-    tokenizer = load_tokenizer(student_dir, student)
-    check_pair(command, student, teacher)
-    windows = stage_windows(command, tokenizer, read_text(data).train, recipe)
-    models = {"student": student, "teacher": teacher}
-    loss = objective(student, teacher, **options)
-    return train_into(out_dir, command, loss, student, tokenizer, windows, recipe, models, save_every, **options)
+    with stage(command, out_dir, recipe):
+        student, teacher = load_model(student_dir), load_model(teacher_dir)
+        tokenizer = load_tokenizer(student_dir, student)
+        check_pair(command, student, teacher)
+        windows = stage_windows(command, tokenizer, read_text(data).train, recipe)
+        models = {"student": student, "teacher": teacher}
+        loss = objective(student, teacher, **options)
+        return train_into(out_dir, command, loss, student, tokenizer, windows, recipe, models, save_every, **options)
 
 
-def check_stage(command: str, out_dir: Path, recipe: Recipe):
+@contextlib.contextmanager
+def stage(command: str, out_dir: Path, *recipes: Recipe) -> Iterator[None]:
+    """A block that alone, of all processes, makes `out_dir`; refused before any work if that cannot end well."""
     check_absent(command, out_dir)
-    recipe.check(command)
+    for recipe in recipes:
+        recipe.check(command)
+    with locked(command, partial(out_dir), out_dir):
+        check_absent(command, out_dir)  # another process may have ended just now
+        yield
+
+
+def partial(out_dir: Path) -> Path:
+    return out_dir.with_name(out_dir.name + ".partial")
 
 
 def stage_windows(
@@ -78,7 +89,7 @@ def train_into(
 
     `models` and `options` are what, besides the windows and the recipe, decides the result.
     """
-    work_dir = out_dir.with_name(out_dir.name + ".partial")
+    work_dir = partial(out_dir)
     sources = {"command": command, **{name: model_digest(each) for name, each in models.items()}, **options}
     with frozen_casts(*models.values(), device=training_device()):
         training = run_training(command, objective, windows, recipe, work_dir, sources, save_every)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
 from .forward import embed, fast_autocast, read_out, run_layers
 from .losses import CHUNK, next_token_loss
-from .stage import check_stage, stage_windows, train_into
+from .stage import stage, stage_windows, train_into
 from .text import read_text
 from .training import Objective, Recipe, Training
 
@@ -65,11 +65,12 @@ def tune(
         for command, tokens in (("align", align_tokens), ("distill", distill_tokens))
     }
     out_dir = Path(out_dir)
-    for recipe in parts.values():
-        check_stage("tune", out_dir, recipe)
-    model = load_model(teacher_dir)
-    tokenizer = load_tokenizer(teacher_dir, model)
-    text = read_text(data).train
-    windows = torch.cat([stage_windows("tune", tokenizer, text, part, of=command) for command, part in parts.items()])
-    recipe = Recipe(tokens=windows.numel(), lr=lr, window=window, batch=batch, seed=seed)
-    return train_into(out_dir, "tune", Tuning(model), model, tokenizer, windows, recipe, {"teacher": model}, save_every)
+    with stage("tune", out_dir, *parts.values()):
+        model = load_model(teacher_dir)
+        tokenizer = load_tokenizer(teacher_dir, model)
+        text = read_text(data).train
+        windows = [stage_windows("tune", tokenizer, text, part, of=command) for command, part in parts.items()]
+        windows = torch.cat(windows)
+        recipe = Recipe(tokens=windows.numel(), lr=lr, window=window, batch=batch, seed=seed)
+        models = {"teacher": model}
+        return train_into(out_dir, "tune", Tuning(model), model, tokenizer, windows, recipe, models, save_every)

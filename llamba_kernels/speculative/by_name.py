@@ -3,6 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from ..models import LlambaForCausalLM, load_model, load_tokenizer
+from ..models.loading import model_source
 from .drafts import NoDraft, PromptLookup
 from .model_draft import ModelDraft, first_difference, first_layers
 
@@ -24,6 +25,12 @@ def draft_by_name(name: str, target: LlambaForCausalLM, tokenizer: PreTrainedTok
         if not count.isdecimal():
             raise ValueError(f"draft: first:N must have a number of layers as N; got {name}")
         return ModelDraft(first_layers(target, int(count)))
+    try:
+        model_source("draft", name)
+    except ValueError:
+        raise ValueError(
+            f"draft: name must be lookup, none, first:N, a model's folder or a hub id owner/name; got {name!r}"
+        ) from None
     difference = first_difference(tokenizer, load_tokenizer(name))
     if difference is not None:
         raise ValueError(f"draft: {name} must have the tokenizer of {target_name}; got one where {difference}")

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..cache import DecodeCache, Session, check_int, fold_every_for
+from ..memory import check_slots
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import speculative_accept
 from .drafts import Draft, Drafter, NoDraft, PerSequence, PromptLookup, open_drafter
 from .model_draft import ModelDraft
-from .request import Request, check_drafts, check_prompt, check_stop, stop_tokens
+from .request import Request, check_drafts, check_prompt, check_stop, check_tokenizer, stop_tokens
 from .sampling import Sampling
 from .stats import Generation, Stats
 from .window import Running, Window, int32, padded
@@ -57,6 +58,7 @@ class SpeculativeDecoder:
                 "SpeculativeDecoder: model must be a LlambaForCausalLM, as load_model gives it; "
                 f"got {type(model).__name__}"
             )
+        check_tokenizer("SpeculativeDecoder", tokenizer)
         config = model.config
         if isinstance(draft, ModelDraft):
             draft.check_vocabulary(model, tokenizer)
@@ -64,6 +66,7 @@ class SpeculativeDecoder:
         fold_every = fold_every_for(config) if fold_every is None else fold_every
         session = Session(max_window=window, fold_every=fold_every, width=config.mamba_d_conv)
         max_tokens = config.max_position_embeddings if max_tokens is None else max_tokens
+        check_slots("SpeculativeDecoder", batch, config, max_tokens, session, model.dtype)
         self.cache = DecodeCache(config, max_tokens, session, nslots=batch, dtype=model.dtype)
         self.drafter = open_drafter(PromptLookup if draft is None else draft, batch, window, max_tokens)
         self.no_drafts = PerSequence([NoDraft()] * batch)
@@ -80,9 +83,9 @@ class SpeculativeDecoder:
     def generate_batch(
         self, prompts: Iterable[Iterable[int]], max_new_tokens: int = 128, **options
     ) -> list[Generation]:
-        """What `generate` would give for each prompt; options as in `stream`, sequence i seeded by seed + i (so
-        calls with neighbouring seeds share most random numbers: step the seed by more than the prompts).
+        """What `generate` would give for each prompt; options as in `stream`, but prompt i draws with seed + i.
 
+        So the seeds of two calls should lie further apart than a call has prompts, or most draws are the same in both.
         Prompts may have any lengths and any number: when a sequence ends, the next takes its place. Equal prompts that
         start together are prefilled once. `self.stats` counts all sequences.
         """
@@ -126,7 +129,10 @@ class SpeculativeDecoder:
         stop: str | Iterable[str] = (),
         window: int | None = None,
         return_logits: bool = False,
+        **unknown,
     ) -> Request:
+        if unknown:
+            raise TypeError(f"generate: options must be those that `stream` describes; got {', '.join(unknown)}")
         window = self.window if window is None else window
         check_int("generate: window", window, 1, self.window)
         check_int("generate: seed", seed, 0, LARGEST_SEED)
@@ -136,6 +142,8 @@ class SpeculativeDecoder:
 
     def _sequences(self, prompts: Iterable[Iterable[int]], request: Request) -> list[Running]:
         vocab, longest = self.model.config.vocab_size, self.cache.max_tokens
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f"generate_batch: prompts must be sequences of ids; got {type(prompts).__name__}")
         prompts = [check_prompt(prompt, vocab, longest, request.max_new_tokens) for prompt in prompts]
         return [
             Running(prompt, torch.Generator().manual_seed(request.seed + i), Stats(prompt_tokens=len(prompt)))

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..cache import DecodeCache, Session, check_int, fold_every_for
+from ..memory import check_slots
 from ..models import LlambaForCausalLM
 from ..models.step import StepModel
 from ..ops import argmax
+from .request import check_tokenizer
 from .sampling import Sampling, draw
 from .window import int32, padded
 
@@ -63,6 +65,7 @@ class ModelDraft:
     ):
         if not isinstance(model, LlambaForCausalLM):
             raise TypeError(f"ModelDraft: model must be a LlambaForCausalLM; got {type(model).__name__}")
+        check_tokenizer("ModelDraft", tokenizer)
         self.model = model
         self.fold_every = fold_every
         self.tokenizer = tokenizer
@@ -103,6 +106,7 @@ class ModelDrafter:
             width=model.config.mamba_d_conv,
         )
         self.model = model
+        check_slots("ModelDraft", batch, model.config, max_tokens, session, model.dtype)
         self.cache = DecodeCache(model.config, max_tokens, session, nslots=batch, dtype=model.dtype)
         self.step = StepModel(model, self.cache)
         self.missing: list[list[int]] = [[] for _ in range(batch)]  # committed tokens that the cache lacks

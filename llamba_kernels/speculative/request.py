@@ -92,9 +92,15 @@ def stop_tokens(model: LlambaForCausalLM, eos_token_id: int | Iterable[int] | No
     return frozenset(map(int, tokens))
 
 
+def check_tokenizer(call: str, tokenizer) -> None:
+    """Something that decodes ids, or nothing."""
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"{call}: tokenizer must be one, as load_tokenizer gives it; got {type(tokenizer).__name__}")
+
+
 def check_stop(stop: str | Iterable[str], tokenizer) -> tuple[str, ...]:
     """The stop strings; the text that may contain them is the tokenizer's."""
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     for each in stop:
         if not isinstance(each, str) or not each:
             raise TypeError(f"generate: stop must be a string or several, none of them empty; got {each!r}")
