@@ -26,6 +26,12 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "Tensor dt_rows, Tensor cursor, Tensor slots, int x_heads, int B_heads, int C_heads, int fold_every, "
       "Tensor(a!) state, Tensor(b!) tail) -> ()");
   m.def(
+      "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, "
+      "Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, int pad_slot_id, "
+      "bool disable_state_update, Tensor(b!)? intermediate_states_buffer, Tensor? intermediate_state_indices, "
+      "Tensor? dst_state_batch_indices, Tensor? cu_seqlens, Tensor? num_accepted_tokens, "
+      "Tensor? retrieve_parent_token, Tensor(c!) out) -> ()");
+  m.def(
       "state_import(Tensor state, Tensor tail, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor cursor, Tensor slots) "
       "-> ()");
   m.def("slot_copy(Tensor(a!) cursor, Tensor(b!)[] states, Tensor(c!)[] kv, Tensor src, Tensor dst, int width) -> ()");
@@ -63,6 +69,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("materialize", TORCH_BOX(&llamba::materialize));
+  m.impl("selective_state_update", TORCH_BOX(&llamba::selective_state_update));
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("selective_scan", TORCH_BOX(&llamba::selective_scan));
@@ -85,6 +92,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("cursor_rollback", TORCH_BOX(&llamba::cursor_rollback));
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("materialize", TORCH_BOX(&llamba::materialize));
+  m.impl("selective_state_update", TORCH_BOX(&llamba::selective_state_update));
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));

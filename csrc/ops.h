@@ -30,6 +30,15 @@ void materialize(const Tensor& conv_weight, const std::optional<Tensor>& conv_bi
                  const std::optional<Tensor>& dt_bias, const Tensor& checkpoint, const Tensor& rows,
                  const Tensor& dt_rows, const Tensor& cursor, const Tensor& slots, int64_t x_heads, int64_t B_heads,
                  int64_t C_heads, int64_t fold_every, const Tensor& state, const Tensor& tail);
+void selective_state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                            const Tensor& C, const std::optional<Tensor>& D, const std::optional<Tensor>& z,
+                            const std::optional<Tensor>& dt_bias, bool dt_softplus,
+                            const std::optional<Tensor>& state_batch_indices, int64_t pad_slot_id,
+                            bool disable_state_update, const std::optional<Tensor>& intermediate_states_buffer,
+                            const std::optional<Tensor>& intermediate_state_indices,
+                            const std::optional<Tensor>& dst_state_batch_indices,
+                            const std::optional<Tensor>& cu_seqlens, const std::optional<Tensor>& num_accepted_tokens,
+                            const std::optional<Tensor>& retrieve_parent_token, const Tensor& out);
 void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpoint, const Tensor& rows,
                   const Tensor& cursor, const Tensor& slots);
 void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const std::vector<Tensor>& kv,

@@ -11,6 +11,7 @@ from fuzz_dropins import DROPIN_OPS
 from fuzz_mamba2 import MAMBA2_VERIFY
 from fuzz_rows import ROW_OPS
 from fuzz_scan import SELECTIVE_SCAN
+from fuzz_ssu import SSU
 from fuzz_state import STATE_OPS
 
 from llamba_kernels import ops
@@ -144,6 +145,7 @@ OPS = (
     *CURSOR_OPS,
     MAMBA2_VERIFY,
     SELECTIVE_SCAN,
+    SSU,
     *STATE_OPS,
     *DROPIN_OPS,
 )

@@ -36,8 +36,23 @@ class SlotBuffer(ctypes.Structure):
     ]
 
 
+class Operand(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4), ("dtype", ctypes.c_int)]
+
+
+class Indices(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("strides", ctypes.c_int64 * 2),
+        ("columns", ctypes.c_int64),
+        ("is_int64", ctypes.c_int32),
+    ]
+
+
 TYPES = {
     "llamba_cursor": Cursor,
+    "llamba_operand": Operand,
+    "llamba_indices": Indices,
     "size_t": ctypes.c_size_t,
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
@@ -56,7 +71,9 @@ def struct_of(op):
     for declaration in body.split(";")[:-1]:
         kind, names = re.fullmatch(r"\s*((?:const )?\w+\*?) (.*)", declaration).groups()
         ctype = ctypes.c_void_p if kind.endswith("*") else TYPES[kind]
-        fields += [(name, ctype) for name in names.split(", ")]
+        for name in names.split(", "):
+            name, _, count = name.removesuffix("]").partition("[")
+            fields.append((name, ctype * int(count) if count else ctype))
     return type(op, (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -76,6 +93,7 @@ GOOD = {
     "mamba2_verify": dict(max_ntokens=1, **LAYER),
     "materialize": LAYER,
     "state_import": dict(nheads=1, headdim=1, dstate=1, conv_dim=1, cursor=CURSOR),
+    "selective_state_update": dict(batch=1, ntokens=1, nheads=2, headdim=4, dstate=16, ngroups=1, nslots=1),
     "slot_copy": dict(cursor=CURSOR, buffer_size=ctypes.sizeof(SlotBuffer)),
     "selective_scan": dict(batch=1, length=1, d_inner=4, dstate=16, B_heads=1, C_heads=1),
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
@@ -101,6 +119,17 @@ REFUSED = [
     ("materialize", dict(dstate=0), "dstate must be a multiple of 16 up to 256; got 0"),
     ("state_import", dict(batch=-1), "batch must be at least 0; got -1"),
     ("state_import", dict(conv_dim=0), "conv_dim must be at least 1; got 0"),
+    ("selective_state_update", dict(batch=-1), "batch must be 0 to 16777216; got -1"),
+    ("selective_state_update", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("selective_state_update", dict(nheads=0), "nheads must be 1 to 16777216; got 0"),
+    ("selective_state_update", dict(headdim=0), "headdim must be 1 to 16777216; got 0"),
+    ("selective_state_update", dict(dstate=257), "dstate must be 1 to 256; got 257"),
+    ("selective_state_update", dict(ngroups=3), "ngroups must divide nheads = 2; got 3"),
+    (
+        "selective_state_update",
+        dict(nslots=0),
+        "state must have a slot for each of 1 sequences unless state_batch_indices says which; got 0",
+    ),
     ("slot_copy", dict(batch=-1), "batch must be at least 0; got -1"),
     ("slot_copy", dict(buffer_size=8), f"buffer_size must be that of the struct, {ctypes.sizeof(SlotBuffer)}; got 8"),
     ("slot_copy", buffers(ndim=0), BUFFERS + "ndim 0, element_size 4, token_dim -1 in buffer 0"),

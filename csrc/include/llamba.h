@@ -448,6 +448,65 @@ typedef struct {
 
 LLAMBA_API int llamba_kv_compact_cpu(const llamba_kv_compact_args* args);
 
+/* ---- selective_state_update: one read-update-write step, or several, on states in slots ------------------------- */
+
+/* Elements of one of the three dtypes at any strides; a stride of 0 repeats an element. data NULL: absent. */
+typedef struct {
+  const void* data;
+  int64_t strides[4];
+  llamba_dtype dtype;
+} llamba_operand;
+
+/* int32 or int64 numbers [rows, columns]. data NULL: absent. */
+typedef struct {
+  const void* data;
+  int64_t strides[2];
+  int64_t columns;
+  int32_t is_int64;
+} llamba_indices;
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;       /* x, z, out */
+  llamba_dtype state_dtype; /* state, buffer */
+  int64_t batch;            /* sequences */
+  int64_t ntokens;          /* of each sequence; with cu_seqlens: of all sequences together */
+  int32_t nheads, headdim;
+  int32_t dstate;               /* 1 to 256 */
+  int32_t ngroups;              /* of B and C, divides nheads */
+  int32_t dt_softplus;          /* 0 or 1 */
+  int32_t disable_state_update; /* 0 or 1 */
+  /* [batch, ntokens, nheads, headdim]; with cu_seqlens the batch stride is not read */
+  llamba_operand x, dt;
+  llamba_operand z;          /* or absent: no gate */
+  llamba_operand B, C;       /* [batch, ntokens, ngroups, dstate] */
+  llamba_operand A;          /* [1, nheads, headdim, dstate]; the last stride is 0 or 1 */
+  llamba_operand D, dt_bias; /* [1, 1, nheads, headdim] or absent */
+  void* out;                 /* as x, written */
+  int64_t out_strides[4];
+  /* [nslots, nheads, headdim, dstate]; where a sequence starts, and written where it ends */
+  void* state;
+  int64_t nslots, state_stride_slot, state_stride_head, state_stride_dim;
+  int64_t pad_slot_id;  /* an index that is this, or negative: no state, starts at zero and is not stored */
+  llamba_indices slots; /* [batch, 1 or more]: a sequence's slot; absent: sequence i has slot i */
+  /* [batch, 1]: where its last state goes; [batch, more], or with accepted: where each token's goes. Absent: slots */
+  llamba_indices dst_slots;
+  llamba_indices accepted;   /* [batch, 1] or absent: the sequence starts from column max(accepted - 1, 0) of slots */
+  llamba_indices cu_seqlens; /* [batch + 1, 1] or absent: sequence i has tokens cu_seqlens[i] to cu_seqlens[i + 1] */
+  /* [nbuffer, buffer_steps, nheads, headdim, dstate] or NULL: the state after each token, written */
+  void* buffer;
+  int64_t nbuffer, buffer_steps;
+  int64_t buffer_stride_row, buffer_stride_step, buffer_stride_head, buffer_stride_dim;
+  llamba_indices buffer_rows; /* [batch, 1] or absent: as slots */
+  /* [batch, ntokens] or absent: token i > 0 starts from the buffer's state after token parents[i] if that is 0 to i - 1,
+   * else from the state that token i - 1 left */
+  llamba_indices parents;
+} llamba_selective_state_update_args;
+
+LLAMBA_API int llamba_selective_state_update_cpu(const llamba_selective_state_update_args* args);
+/* Indices that the CPU refuses are padding. */
+LLAMBA_API int llamba_selective_state_update_cuda(const llamba_selective_state_update_args* args, void* stream);
+
 /* ---- argmax: the lowest index of each row's largest logit ------------------------------------------------------- */
 
 typedef struct {

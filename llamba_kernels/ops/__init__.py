@@ -11,6 +11,7 @@ from .materialize import materialize
 from .rms_norm import rms_norm
 from .rope import rope
 from .selective_scan import selective_scan
+from .selective_state_update import selective_state_update
 from .silu_mul import silu_mul
 from .skinny_linear import skinny_linear
 from .slot_copy import slot_copy
@@ -32,6 +33,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "selective_scan",
+    "selective_state_update",
     "silu_mul",
     "skinny_linear",
     "slot_copy",
