@@ -1,5 +1,7 @@
 """Random arguments of selective_state_update, and what its results are compared with."""
 
+import itertools
+
 import torch
 from helpers import assert_bitwise, assert_close_to_ref
 
@@ -102,3 +104,27 @@ def check(arguments, **options):
             written = [each[name].masked_fill(untouched, 0.0) for each in (ours, in_fp64, in_fp32)]
             assert_close_to_ref(*written)
     return out
+
+
+def some_outputs(dtype):
+    """For test_isa.py: rows of whole vectors and others, one A for a head and a full one."""
+    results = {}
+    for tied, dstate in ((True, 128), (False, 17)):
+        arguments = make_inputs(tied=tied, dstate=dstate, ntokens=2, dtype=dtype)
+        results[f"selective_state_update {dtype} {dstate}"] = selective_state_update(**arguments)
+        results[f"selective_state_update state {dtype} {dstate}"] = arguments["state"]
+    return results
+
+
+def check_rows_with(check_rows):
+    """For test_isa.py: 64 sequences, padding among them, each from one of 64 states."""
+    rows, slots = ("x", "dt", "B", "C", "z"), torch.randperm(64)
+    slots[::9] = -1
+    for dtype, tied in itertools.product((torch.float32, torch.bfloat16, torch.float16), (True, False)):
+        arguments = make_inputs(batch=64, nslots=64, tied=tied, headdim=21, dstate=48, dtype=dtype)
+
+        def call(slots, *values, arguments=arguments):
+            given = dict(zip(rows, values, strict=True), state_batch_indices=slots, disable_state_update=True)
+            return selective_state_update(**(arguments | given))
+
+        check_rows(call, slots, *(arguments[name] for name in rows))

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import ssu_cases
 import torch
 from helpers import assert_bitwise
-from ssu_cases import make_inputs
 
 from llamba_kernels import env
 from llamba_kernels.cache import Session
@@ -21,7 +21,6 @@ from llamba_kernels.ops import (
     rms_norm,
     rope,
     selective_scan,
-    selective_state_update,
     silu_mul,
     skinny_linear,
     speculative_accept,
@@ -82,10 +81,7 @@ def outputs():
             results |= {f"selective_scan {case}": y, f"selective_scan state {case}": state}
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
-        for tied, dstate in ((True, 128), (False, 17)):
-            arguments = make_inputs(tied=tied, dstate=dstate, ntokens=2, dtype=dtype)
-            results[f"selective_state_update {dtype} {dstate}"] = selective_state_update(**arguments)
-            results[f"selective_state_update state {dtype} {dstate}"] = arguments["state"]
+        results |= ssu_cases.some_outputs(dtype)
     return results
 
 
@@ -184,28 +180,13 @@ def mamba2_verify_rows():
         check_rows(lambda xBC, dt, slots, layer=layer: layer.verify(xBC, dt, slots), *layer.tokens(64, 3), slots)
 
 
-def selective_state_update_rows():
-    """64 sequences, with padding among them, each from one of 64 states."""
-    for dtype, tied in itertools.product(DTYPES, (True, False)):
-        arguments = make_inputs(batch=64, nslots=64, tied=tied, headdim=21, dstate=48, dtype=dtype)
-        rows, slots = ("x", "dt", "B", "C", "z"), torch.randperm(64)
-        slots[::9] = -1
-        shared = {name: value for name, value in arguments.items() if name not in rows}
-
-        def call(slots, *values, shared=shared, rows=rows):
-            given = dict(zip(rows, values, strict=True), state_batch_indices=slots, disable_state_update=True)
-            return selective_state_update(**(shared | given))
-
-        check_rows(call, slots, *(arguments[name] for name in rows))
-
-
 ROW_CHECKS = {
     "skinny_linear": skinny_linear_rows,
     "gated_rms_norm, rms_norm": norm_rows,
     "silu_mul, argmax, rope": elementwise_rows,
     "attention_step": attention_step_rows,
     "mamba2_verify": mamba2_verify_rows,
-    "selective_state_update": selective_state_update_rows,
+    "selective_state_update": lambda: ssu_cases.check_rows_with(check_rows),
 }
 
 
