@@ -1,6 +1,6 @@
 """selective_state_update as mamba_ssm, FlashInfer, vLLM and SGLang call it."""
 
-from .. import ops
+from . import ops
 
 _ALGORITHMS = ("auto", "simple", "vertical", "horizontal", "async_horizontal")
 _BACKENDS = ("auto", "flashinfer", "cake")
