@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .fold import choose_fold_every
+from .buffers import AttentionBuffers, Mamba1Buffers, NoBuffers, make_buffers
+from .fold import choose_fold_every_of
 from .models.config import LlambaConfig
 
 CURSOR_HEADER = 4  # position, live, fold, ntokens: see csrc/include/llamba.h
@@ -38,7 +39,7 @@ class Session:
         fold_every: W; the checkpoint advances in multiples of it. Every row that is not folded yet is replayed each
             step; 1 replays least and writes the checkpoint on every step. `fold.choose_fold_every` chooses.
         max_rollback: committed tokens that may still be taken back.
-        width: conv width of the model's Mamba-2 layers.
+        width: conv width of the model's Mamba layers.
     """
 
     max_window: int = 8
@@ -98,24 +99,11 @@ class Cursor:
 
 
 @dataclass
-class Mamba2Buffers:
-    checkpoint: Tensor  # [nslots, nheads, headdim, dstate] fp32, bf16 or fp16
-    rows: Tensor  # [nslots, capacity, conv_dim] raw xBC of in_proj
-    dt_rows: Tensor  # [nslots, capacity, nheads] raw dt of in_proj
-
-
-@dataclass
-class AttentionBuffers:
-    k: Tensor  # [nslots, kv_heads, max_tokens, head_dim], after RoPE
-    v: Tensor  # [nslots, kv_heads, max_tokens, head_dim]
-
-
-@dataclass
 class SavedSlot:
     """One sequence outside any cache: `StepModel.materialize` makes it, `DecodeCache.state_import` takes it."""
 
     position: int
-    layers: list[tuple[Tensor, Tensor]]  # Mamba-2: state, conv tail; attention: k, v [kv_heads, position, head_dim]
+    layers: list[tuple[Tensor, ...]]  # Mamba: state, conv tail; attention: k, v [kv_heads, position, head_dim]
 
 
 class DecodeCache:
@@ -141,8 +129,8 @@ class DecodeCache:
         check_int("DecodeCache: nslots", nslots, 1, INT32_MAX)
         check_dtype("DecodeCache: dtype", dtype)
         check_dtype("DecodeCache: checkpoint_dtype", checkpoint_dtype)
-        if beyond := not_decoded(config):
-            raise ValueError(f"DecodeCache: config must be of a model that decoding runs; got {beyond}")
+        if "mamba1" in config.layers:
+            raise ValueError("DecodeCache: config must have attention, mamba2 and none as layers; got mamba1")
         if session is None:
             fold_every = fold_every_for(config, checkpoint_dtype)
             session = Session(fold_every=fold_every, width=config.mamba_d_conv)
@@ -154,19 +142,8 @@ class DecodeCache:
         self.session = session
         self.max_tokens = max_tokens
         self.cursor = Cursor(nslots, session)
-        state = (nslots, config.mamba_num_heads, config.mamba_head_dim, config.mamba_d_state)
-        rows = (nslots, session.capacity)
-        kv = (nslots, config.num_key_value_heads, max_tokens, config.head_dim)
-        self.layers: list[Mamba2Buffers | AttentionBuffers] = [
-            Mamba2Buffers(
-                checkpoint=torch.zeros(state, dtype=checkpoint_dtype),
-                rows=torch.zeros(*rows, config.mamba_conv_dim, dtype=dtype),
-                dt_rows=torch.zeros(*rows, config.mamba_num_heads, dtype=dtype),
-            )
-            if kind == "mamba2"
-            else AttentionBuffers(k=torch.zeros(kv, dtype=dtype), v=torch.zeros(kv, dtype=dtype))
-            for kind in config.layers
-        ]
+        sizes = nslots, max_tokens, session.capacity
+        self.layers = [make_buffers(config, kind, *sizes, dtype, checkpoint_dtype) for kind in config.layers]
 
     @torch.inference_mode()
     def prefill(self, model, slot: int, prompt: Tensor) -> Tensor:
@@ -195,10 +172,7 @@ class DecodeCache:
         """Slots dst become copies of slots src, (batch) int32 each: beams, several samples of one prompt."""
         states, kv = [], []
         for buffers in self.layers:
-            if isinstance(buffers, Mamba2Buffers):
-                states += [buffers.checkpoint, buffers.rows, buffers.dt_rows]
-            else:
-                kv += [buffers.k, buffers.v]
+            (kv if isinstance(buffers, AttentionBuffers) else states).extend(vars(buffers).values())
         ops.slot_copy(self.cursor.table, states, kv, src, dst, width=self.session.width)
 
     @torch.inference_mode()
@@ -228,10 +202,15 @@ class DecodeCache:
             self.cursor.reset(slots)  # not a mix of two sequences: fresh
             raise
 
-    def _import_layer(self, buffers, slots: Tensor, position: int, first: Tensor, second: Tensor) -> None:
-        if isinstance(buffers, Mamba2Buffers):
-            state, tail = first.unsqueeze(0), second.unsqueeze(0)
-            ops.state_import(state, tail, buffers.checkpoint, buffers.rows, self.cursor.table, slots)
+    def _import_layer(self, buffers, slots: Tensor, position: int, *saved: Tensor) -> None:
+        if isinstance(buffers, NoBuffers):
+            return
+        first, second = saved
+        if not isinstance(buffers, AttentionBuffers):
+            state, tail, checkpoint = first.unsqueeze(0), second.unsqueeze(0), buffers.checkpoint
+            if isinstance(buffers, Mamba1Buffers):  # to the operator, one head of d_inner channels
+                state, checkpoint = state.unsqueeze(1), checkpoint.unsqueeze(1)
+            ops.state_import(state, tail, checkpoint, buffers.rows, self.cursor.table, slots)
             return
         for name, cache, kept in (("k", buffers.k, first), ("v", buffers.v, second)):
             rows = cache[int(slots), :, :position]
@@ -248,32 +227,18 @@ class DecodeCache:
             raise ValueError(f"{op}: slot must be 0 to {nslots - 1}; got {slot}")
 
 
-def not_decoded(config: LlambaConfig) -> str | None:
-    """What of a model the full-sequence forward has, and decoding has not."""
-    plain = {
-        "layers": all(kind in ("attention", "mamba2") for kind in config.layers),
-        "mlp_layers": all(config.mlp_layers),
-        "mlp_gated": config.mlp_gated,
-        "rotary_dim": config.rotary_dim == config.head_dim,
-        "sliding_window": config.sliding_window is None,
-        "embedding_multiplier": config.embedding_multiplier == 1,
-        "residual_multiplier": config.residual_multiplier == 1,
-        "logits_divisor": config.logits_divisor == 1,
-        "mamba_proj_bias": not config.mamba_proj_bias,
-        "attention_scale": config.attention_scale == config.head_dim**-0.5,
-    }
-    return next((f"{name} = {getattr(config, name)}" for name, ok in plain.items() if not ok), None)
-
-
 def fold_every_for(config: LlambaConfig, checkpoint_dtype: torch.dtype = torch.float32) -> int:
-    """The W that `choose_fold_every` gives for a model's Mamba-2 layers: one sequence, steps of up to 8 tokens.
+    """The W that `choose_fold_every_of` gives for a model's Mamba layers: one sequence, steps of up to 8 tokens.
 
     It does not ask for the session's own window and slots: W decides where a prefill hands over, and with that the bits
     of all that follows, which are to be the same in every window and batch.
     """
-    state = config.mamba_num_heads * config.mamba_head_dim * config.mamba_d_state * checkpoint_dtype.itemsize
-    nbytes = config.layers.count("mamba2") * state
-    return choose_fold_every("cpu", "mamba2", checkpoint_dtype, nbytes, Session.max_window)
+    elements = {
+        "mamba1": config.mamba1_d_inner * config.mamba1_d_state,
+        "mamba2": config.mamba_d_inner * config.mamba_d_state,
+    }
+    nbytes = {kind: config.layers.count(kind) * size * checkpoint_dtype.itemsize for kind, size in elements.items()}
+    return choose_fold_every_of("cpu", nbytes, checkpoint_dtype, Session.max_window)
 
 
 class _Handover:
@@ -288,10 +253,16 @@ class _Handover:
         buffers.k[self.slot, :, : self.prompt] = k[0]
         buffers.v[self.slot, :, : self.prompt] = v[0]
 
-    def mamba2(self, layer_idx: int, xBC: Tensor, dt: Tensor, state: Tensor) -> None:
+    def mamba1(self, layer_idx: int, x_raw: Tensor, x: Tensor, dt: Tensor, B: Tensor, state: Tensor) -> None:
         buffers = self.cache.layers[layer_idx]
+        self._fill(buffers, state, {"rows": x_raw, "x_rows": x, "dt_rows": dt, "B_rows": B})
+
+    def mamba2(self, layer_idx: int, xBC: Tensor, dt: Tensor, state: Tensor) -> None:
+        self._fill(self.cache.layers[layer_idx], state, {"rows": xBC, "dt_rows": dt})
+
+    def _fill(self, buffers, state: Tensor, rows: dict[str, Tensor]) -> None:
         first = max(0, self.fold_point - (self.cache.session.width - 1))  # the conv tail, then the live rows
-        buffers.rows[self.slot, : self.prompt - first] = xBC[0, first:]
-        buffers.dt_rows[self.slot, : self.prompt - first] = dt[0, first:]
+        for name, values in rows.items():
+            getattr(buffers, name)[self.slot, : self.prompt - first] = values[0, first:]
         if self.fold_point > 0:
             buffers.checkpoint[self.slot] = state[0]

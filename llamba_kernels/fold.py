@@ -45,26 +45,47 @@ def extra_cost(fold_every: int, ntokens: float, accepted: float, costs: Costs) -
 def choose_fold_every(
     device: str, layer: str, checkpoint_dtype: torch.dtype, checkpoint_bytes: int, max_window: int
 ) -> int:
+    """`choose_fold_every_of` layers of one kind."""
+    return choose_fold_every_of(device, {layer: checkpoint_bytes}, checkpoint_dtype, max_window)
+
+
+def choose_fold_every_of(
+    device: str, checkpoint_bytes: dict[str, int], checkpoint_dtype: torch.dtype, max_window: int
+) -> int:
     """The W of a session. A pure function of these arguments: never of the tokens or the batch of a step.
 
     Args:
-        device: "cpu". layer: "mamba2". checkpoint_dtype: float32, bfloat16 or float16.
-        checkpoint_bytes: of all layers and slots together.
+        device: "cpu". checkpoint_dtype: float32, bfloat16 or float16.
+        checkpoint_bytes: by kind of layer, "mamba1" or "mamba2", of all layers and slots together. Each kind counts as
+            much as it has bytes; if none has any, W is 1.
         max_window: most tokens in a step. Steps go from one token to max_window of which three quarters are accepted;
             the W with the least sum over these two is taken.
     """
-    place = "cache" if checkpoint_bytes <= CACHE_BYTES else "memory"
+    total = sum(checkpoint_bytes.values())
+    place = "cache" if total <= CACHE_BYTES else "memory"
+    kinds = [
+        (nbytes / total, _costs(device, layer, checkpoint_dtype, place))
+        for layer, nbytes in checkpoint_bytes.items()
+        if nbytes
+    ]
+
+    def both(fold_every):
+        accepted = max(1.0, 0.75 * max_window)
+        return sum(
+            share * (extra_cost(fold_every, 1, 1.0, costs) + extra_cost(fold_every, max_window, accepted, costs))
+            for share, costs in kinds
+        )
+
+    return min(range(1, LARGEST + 1), key=both)
+
+
+def _costs(device: str, layer: str, checkpoint_dtype: torch.dtype, place: str) -> Costs:
     costs = COSTS.get((device, layer, checkpoint_dtype, place))
     if costs is None:
         known = ", ".join(sorted({f"{d} {kind} {str(dtype)[6:]}" for d, kind, dtype, _ in COSTS}))
         asked = f"{device} {layer} {str(checkpoint_dtype).removeprefix('torch.')}"
         raise ValueError(f"choose_fold_every: costs must be known for one of {known}; got {asked}")
-
-    def both(fold_every):
-        most = extra_cost(fold_every, max_window, max(1.0, 0.75 * max_window), costs)
-        return extra_cost(fold_every, 1, 1.0, costs) + most
-
-    return min(range(1, LARGEST + 1), key=both)
+    return costs
 
 
 def describe() -> str:

@@ -63,3 +63,36 @@ def randomize(model):
             elif "norm" in name:
                 parameter.uniform_(0.5, 1.5)
     return model.eval()
+
+
+# A stock Mamba-1 layer, an MLP alone, an attention without one: what only some families have.
+KINDS = {
+    **SIZES,
+    "num_hidden_layers": 4,
+    "layers": ["mamba1", "attention", "none", "mamba2"],
+    "mlp_layers": [False, True, True, False],
+    "mamba_d_state": 16,
+    "mamba1_d_inner": 72,
+    "mamba1_dt_rank": 5,
+}
+FROM_INPUT = {"mamba1_selection": "input", "mamba1_d_inner": 96, "head_dim": 16, "mamba1_dt_bias_count": 2}
+KINDS_CHANGES = {
+    "base": {},
+    "mamba1 only, with MLPs": {"layers": ["mamba1"] * 4, "mlp_layers": None},
+    "falcon-mamba's norms": {"layers": ["mamba1"] * 4, "mlp_layers": [False] * 4, "mamba1_inner_norm": "plain"},
+    "jamba's norms": {"mamba1_inner_norm": "weighted", "rotary_dim": 0},
+    "attention-initialised mamba1": FROM_INPUT,
+    "attention-initialised, shared otherwise": FROM_INPUT
+    | {"mamba1_d_state": 32, "mamba1_x_heads": 1, "mamba1_B_heads": 6, "mamba1_C_heads": 2, "mamba_d_conv": 3},
+    "grouped B and C, wide state": {"mamba1_d_state": 48, "mamba1_B_heads": 3, "mamba1_C_heads": 2, "mamba_d_conv": 2},
+    "biases the other way": {"mamba_proj_bias": True, "mamba_conv_bias": False, "mlp_bias": True},
+    "some of a head rotates": {"rotary_dim": 4},
+    "sliding window": {"sliding_window": 5, "layers": ["mamba1", "attention", "attention", "mamba2"]},
+    "multipliers": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_divisor": 2.5,
+        "attention_scale": 0.2,
+    },
+    "ungated relu2": {"mlp_gated": False, "hidden_act": "relu2", "mamba_norm_eps": 1e-2},
+}

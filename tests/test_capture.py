@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 import torch
 from helpers import assert_bitwise, assert_refused
-from test_step import VOCAB, int32, make_model
+from speculation import NARROW, VOCAB, tiny_model
+from test_step import int32
 from torch.nn.utils import parametrize, prune
 
 from llamba_kernels import ops
@@ -113,7 +114,7 @@ def test_operators_that_point_to_their_own_lists_are_refused():
 
 def test_a_step_allocates_nothing():
     """From the second step of a shape on: torch's own allocator is watched while steps of two shapes are taken."""
-    model = make_model()
+    model = tiny_model(**NARROW)
     step = StepModel(model, DecodeCache(model.config, 64, Session(max_window=4, fold_every=2)))
     step.cache.prefill(model, 0, torch.tensor([1, 2, 3]))
     inputs = {window: torch.randint(50, (1, window)) for window in (1, 4)}
@@ -135,7 +136,7 @@ def test_a_step_allocates_nothing():
 
 
 def test_bind_sees_other_parameters_and_an_old_capture_keeps_its_own():
-    model = make_model()
+    model = tiny_model(**NARROW)
     step = StepModel(model, DecodeCache(model.config, 64))
 
     def logits():
@@ -180,7 +181,7 @@ class Adapted(torch.nn.Module):
 )
 def test_weights_that_a_step_cannot_read_where_they_lie_are_refused(change, got):
     """Their memory is another one after the next forward, or they are not all that the forward computes."""
-    model = make_model()
+    model = tiny_model(**NARROW)
     step = StepModel(model, DecodeCache(model.config, 64))
     change(model.model.layers[1].mlp)
     sentence = (
@@ -192,17 +193,17 @@ def test_weights_that_a_step_cannot_read_where_they_lie_are_refused(change, got)
 
 
 def test_a_model_that_was_moved_or_cast_is_refused():
-    model = make_model()
+    model = tiny_model(**NARROW)
     step = StepModel(model, DecodeCache(model.config, 64))
     sentence = "step: model must be float32 on cpu, as its buffers are; got bfloat16 on cpu"
     model.to(torch.bfloat16)
     assert_refused(ValueError, sentence, step.bind)
     sentence = "step: model must be float32 on cpu, as its buffers are; got float32 on meta"
-    assert_refused(ValueError, sentence, StepModel, make_model().to("meta"), DecodeCache(model.config, 64))
+    assert_refused(ValueError, sentence, StepModel, tiny_model(**NARROW).to("meta"), DecodeCache(model.config, 64))
 
 
 def test_a_head_with_a_bias():
-    model = make_model()
+    model = tiny_model(**NARROW)
     head = torch.nn.Linear(32, VOCAB)
     head.weight = model.lm_head.weight
     model.set_output_embeddings(head)

@@ -1,4 +1,4 @@
-"""The Mamba-1 mixer over whole sequences: equal to transformers' where they have it, to the token loop elsewhere."""
+"""The Mamba-1 mixer over whole sequences, and its slow reference: equal to transformers', and to each other."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from llamba_kernels.models import LlambaConfig
-from llamba_kernels.models.mamba1 import Mamba1Mixer
+from llamba_kernels.models.mamba1 import Mamba1Mixer, scan_by_token
+from python_ref.mamba1_layer import mamba1_ref
 
 SIZES = {"hidden_size": 36, "num_attention_heads": 6, "num_hidden_layers": 1, "layers": ["mamba1"]}
 SIZES |= {"mamba1_d_inner": 72, "mamba1_dt_rank": 5}
@@ -60,3 +61,75 @@ def test_equals_transformers_mixer(theirs, change):
         if not change.get("mamba_proj_bias"):  # theirs convolves what the bias makes of padding
             expected, y = theirs(u, attention_mask=mask), ours(u, mask)
             assert (y - expected)[mask.bool()].abs().max() <= 1e-5 * expected.abs().max()
+
+
+INPUT = {"mamba1_selection": "input", "mamba1_dt_bias_count": 2, "head_dim": 16, "mamba1_d_inner": 96}
+EVERY = {name: change for name, (_, change) in STOCK.items()} | {
+    "input": {**INPUT, "num_key_value_heads": 2},
+    "input, other sizes": {
+        **INPUT,
+        "mamba1_d_state": 32,
+        "mamba1_x_heads": 3,
+        "mamba1_B_heads": 6,
+        "mamba1_C_heads": 2,
+    },
+    "input, biases": {**INPUT, "mamba_proj_bias": True, "mamba_conv_bias": False},
+    "conv, groups": {"mamba1_B_heads": 3, "mamba1_C_heads": 2, "mamba_d_conv": 2},
+}
+
+
+@pytest.mark.parametrize("change", EVERY.values(), ids=EVERY)
+def test_equals_the_reference_token_by_token(change):
+    mixer, u = make_mixer(**change), torch.randn(23, 36)
+    layer, past, state, expected = {name: p.double() for name, p in mixer.named_parameters()}, [], 0, []
+    for token in u.double():
+        y, state = mamba1_ref(token, layer, mixer_config(change), past, state, lambda value: value)
+        expected.append(y)
+    expected = torch.stack(expected)
+    with torch.no_grad():
+        for y in (mixer(u[None])[0], mixer.double()(u.double()[None])[0]):  # by the operator, and in torch
+            assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def mixer_config(change):
+    return LlambaConfig(**(SIZES | change)).to_dict()
+
+
+@pytest.mark.parametrize("change", [EVERY["input"], EVERY["jamba"]], ids=["input", "conv"])
+def test_left_padding_changes_nothing_and_a_state_goes_on(change):
+    mixer, u = make_mixer(**change, mamba_proj_bias=True), torch.randn(2, 12, 36)
+    mask = torch.ones(2, 12)
+    mask[0, :5] = 0
+    with torch.no_grad():
+        alone, padded = mixer(u[:1, 5:]), mixer(u, mask)
+        torch.testing.assert_close(padded[:1, 5:], alone, rtol=1e-4, atol=1e-5)
+        for fold_point in (0, 1, 7, 12):
+            recorder = Recorder(fold_point)
+            torch.testing.assert_close(mixer(u, None, recorder), mixer(u), rtol=1e-4, atol=1e-5)
+            x_raw, x, dt, B, state = recorder.given
+            x_dim, B_dim = mixer.x_heads * mixer.headdim, mixer.B_heads * mixer.d_state
+            assert [t.shape[-1] for t in (x_raw, x, dt, B)] == [x_dim, mixer.d_inner, mixer.d_inner, B_dim]
+            last = Recorder(fold_point)  # the state after f tokens is the last state of f tokens
+            mixer(u[:, :fold_point], None, last)
+            torch.testing.assert_close(state, last.given[-1], rtol=1e-4, atol=1e-5)
+            assert state.shape == (2, mixer.d_inner, mixer.d_state) and state.dtype == torch.float32
+
+
+class Recorder:
+    def __init__(self, fold_point):
+        self.fold_point = fold_point
+
+    def mamba1(self, layer_idx, *given):
+        self.given = given
+
+
+def test_gradients_flow_to_every_parameter():
+    """And are those of the loop over tokens in fp64."""
+    for change in EVERY.values():
+        mixer = make_mixer(**change)
+        mixer(torch.randn(2, 9, 36)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in mixer.parameters())
+    small = [torch.rand(1, 4, 6), torch.rand(1, 4, 6), -torch.rand(6, 2), torch.rand(1, 4, 4), torch.rand(1, 4, 6)]
+    small += [torch.rand(6), torch.rand(1, 4, 6), torch.rand(6)]
+    inputs = [t.double().requires_grad_() for t in small]
+    assert torch.autograd.gradcheck(lambda *given: scan_by_token(*given, 2, 3, None)[0], inputs)

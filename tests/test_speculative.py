@@ -5,7 +5,7 @@ import torch
 from helpers import assert_bitwise, assert_refused
 from speculation import PROMPT, VOCAB, tiny_model
 
-from llamba_kernels.models import step
+from llamba_kernels.models import step_layers
 from llamba_kernels.speculative import PromptLookup, SpeculativeDecoder
 from llamba_kernels.testing import ForcedDraft
 
@@ -150,7 +150,7 @@ def test_sampling_is_seeded_and_varies(plain):
 def test_a_step_that_fails_between_layers_does_not_poison_the_next_generation(plain, failing_call, monkeypatch):
     model, expected = plain
     decoder = SpeculativeDecoder(model, window=3)
-    linear, calls = step.skinny_linear, []
+    linear, calls = step_layers.skinny_linear, []
 
     def failing(*args, **options):
         calls.append(None)
@@ -158,7 +158,7 @@ def test_a_step_that_fails_between_layers_does_not_poison_the_next_generation(pl
             raise MemoryError("simulated")
         return linear(*args, **options)
 
-    monkeypatch.setattr(step, "skinny_linear", failing)
+    monkeypatch.setattr(step_layers, "skinny_linear", failing)
     with pytest.raises(MemoryError):
         decoder.generate(PROMPT, 60)
     with pytest.raises(ValueError, match="^cursor_begin: slot 0 must have no open step"):

@@ -8,6 +8,7 @@ from helpers import assert_bitwise, assert_refused
 from speculation import NARROW, VOCAB, tiny_model
 
 from llamba_kernels.cache import DecodeCache, SavedSlot, Session
+from llamba_kernels.models import step_layers
 from llamba_kernels.models.step import StepModel
 
 LAYERS = ["mamba2", "attention", "mamba2", "mamba2"]
@@ -54,15 +55,15 @@ def test_a_step_that_fails_after_any_layer(model, failing, error, monkeypatch):
     expected = [decode(fresh, slot, tokens[slot], 3) for slot in (0, 1)]
     decode(step, 0, tokens[0, :6], 3)  # slot 0 is some steps in, and folds in the step that fails
 
-    calls, mlp = [], StepModel._mlp
+    calls, mlp = [], step_layers.mlp
 
-    def failing_mlp(self, *arguments):
+    def failing_mlp(*arguments):
         calls.append(None)
         if len(calls) == failing + 1:
             raise error("the machine said no")
-        return mlp(self, *arguments)
+        return mlp(*arguments)
 
-    monkeypatch.setattr(StepModel, "_mlp", failing_mlp)
+    monkeypatch.setattr(step_layers, "mlp", failing_mlp)
     cursor = step.cache.cursor
     cursor.begin(int32(0, 2), int32(3, 2))
     assert int(cursor.table[0, 2]) > 0

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from helpers import assert_bitwise, assert_refused
-from test_step import VOCAB, decode, int32, make_model, make_step
+from speculation import NARROW, VOCAB, tiny_model
+from test_step import decode, int32, make_step
 
 from llamba_kernels.cache import DecodeCache, Session
 from llamba_kernels.models.step import StepModel
@@ -15,7 +16,7 @@ SESSION = Session(max_window=4, fold_every=2, max_rollback=1)
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    return tiny_model(**NARROW)
 
 
 @pytest.fixture

@@ -185,6 +185,15 @@ class LlambaConfig(PreTrainedConfig):
         return self.mamba1_d_state if self.mamba1_selection == "input" else self.mamba1_d_inner
 
     @property
+    def mamba1_selection_sizes(self) -> tuple[int, int, int]:
+        """Columns of dt_proj's input, of B and of C in a Mamba-1 mixer."""
+        return (
+            self.mamba1_dt_rank,
+            self.mamba1_B_heads * self.mamba1_d_state,
+            self.mamba1_C_heads * self.mamba1_d_state,
+        )
+
+    @property
     def mamba1_x_dim(self) -> int:
         """Channels of a Mamba-1 mixer's raw x: what decoding keeps of a token for the convolution."""
         return self.mamba1_x_heads * self.mamba1_headdim

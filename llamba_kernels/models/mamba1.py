@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import selective_scan
 from .config import LlambaConfig
 from .conv import causal_conv, masked
 from .mamba2 import inverse_softplus
@@ -26,12 +27,11 @@ class Mamba1Mixer(nn.Module):
         self.layer_idx = layer_idx
         self.from_input = config.mamba1_selection == "input"
         self.d_inner, self.d_state = config.mamba1_d_inner, config.mamba1_d_state
-        self.d_conv, self.dt_rank = config.mamba_d_conv, config.mamba1_dt_rank
         self.headdim, self.x_heads = config.mamba1_headdim, config.mamba1_x_heads
         self.B_heads, self.C_heads = config.mamba1_B_heads, config.mamba1_C_heads
         self.dt_bias_count = config.mamba1_dt_bias_count
         self.inner_norm, self.inner_norm_eps = config.mamba1_inner_norm, config.mamba1_inner_norm_eps
-        self.selection_sizes = [self.dt_rank, self.B_heads * self.d_state, self.C_heads * self.d_state]
+        self.selection_sizes = config.mamba1_selection_sizes
 
         dt_rank, B_dim, C_dim = self.selection_sizes
         hidden, bias = config.hidden_size, config.mamba_proj_bias
@@ -50,7 +50,7 @@ class Mamba1Mixer(nn.Module):
                 self.C_layernorm = LlambaRMSNorm(C_dim, self.inner_norm_eps)
         self.dt_proj = nn.Linear(dt_rank, self.d_inner)
         self.conv1d = nn.Conv1d(
-            self.d_inner, self.d_inner, self.d_conv, groups=self.d_inner, bias=config.mamba_conv_bias
+            self.d_inner, self.d_inner, config.mamba_d_conv, groups=self.d_inner, bias=config.mamba_conv_bias
         )
         self.A_log = nn.Parameter(torch.empty(self.d_inner, self.d_state))
         self.D = nn.Parameter(torch.empty(self.d_inner))
@@ -87,17 +87,18 @@ class Mamba1Mixer(nn.Module):
         x = masked(causal_conv(repeated, self.conv1d), attention_mask)  # the bias made padding non-zero again
         low, B, C = self.select(u if self.from_input else x)
         dt = F.linear(low, self.dt_proj.weight)  # the bias is added in fp32
+        dt, B, C, z = (t.to(x.dtype) for t in (dt, B, C, z))  # under autocast a norm gives fp32
         A = -torch.exp(self.A_log.float())
 
-        def scan(part: slice, state: Tensor | None) -> tuple[Tensor, Tensor]:
-            inputs = x[:, part], dt[:, part], A, B[:, part], C[:, part], self.D, z[:, part], self.dt_bias
-            return selective_scan(*inputs, B_heads=self.B_heads, C_heads=self.C_heads, initial_state=state)
+        def run(part: slice, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            inputs = x[:, part], dt[:, part], A, B[:, part], C[:, part], self.D.float(), z[:, part], self.dt_bias
+            return scan(*inputs, B_heads=self.B_heads, C_heads=self.C_heads, initial_state=state)
 
         if handover is None:
-            return scan(slice(None), None)[0]
-        y, state = scan(slice(handover.fold_point), None)
+            return run(slice(None), None)[0]
+        y, state = run(slice(handover.fold_point), None)
         handover.mamba1(self.layer_idx, x_raw, x, dt, B, state)
-        return torch.cat([y, scan(slice(handover.fold_point, None), state)[0]], dim=1)
+        return torch.cat([y, run(slice(handover.fold_point, None), state)[0]], dim=1)
 
     def select(self, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt_proj's input, B and C of what they come from: the layer's input or the convolved x."""
@@ -112,11 +113,18 @@ class Mamba1Mixer(nn.Module):
         return parts
 
 
-def selective_scan(x, dt, A, B, C, D, z, dt_bias, *, B_heads, C_heads, initial_state):
-    """y (batch, L, d_inner) in x's dtype and the fp32 state after the last token (fp64 if x is fp64).
+def scan(x, dt, A, B, C, D, z, dt_bias, *, B_heads, C_heads, initial_state) -> tuple[Tensor, Tensor]:
+    """`ops.selective_scan` where it runs, else the same token by token: on other devices, in fp64, for a gradient."""
+    inputs = x, dt, A, B, C, D, z, dt_bias
+    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, initial_state))
+    if x.device.type != "cpu" or x.dtype == torch.float64 or wants_grad:
+        return scan_by_token(*inputs, B_heads, C_heads, initial_state)
+    heads = {"B_heads": B_heads, "C_heads": C_heads}
+    return selective_scan(*inputs, **heads, initial_state=initial_state, return_final_state=True)
 
-    state[t] = exp(dt[t] A) state[t-1] + dt[t] x[t] B[t]    y[t] = (state[t] C[t] + D x[t]) SiLU(z[t])
-    """
+
+def scan_by_token(x, dt, A, B, C, D, z, dt_bias, B_heads, C_heads, initial_state) -> tuple[Tensor, Tensor]:
+    """y (batch, L, d_inner) in x's dtype and the fp32 state after the last token (fp64 if x is fp64)."""
     with torch.autocast(x.device.type, enabled=False):
         acc = torch.promote_types(x.dtype, torch.float32)
         wide, dt, A, B, C, D, z, dt_bias = (t.to(acc) for t in (x, dt, A, B, C, D, z, dt_bias))

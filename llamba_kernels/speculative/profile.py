@@ -15,6 +15,7 @@ PARTS = {
     "rope": "RoPE and SiLU",
     "silu_mul": "RoPE and SiLU",
 }
+MAMBA1_PARTS = {"conv1d_verify": "conv1d_verify", "mamba1_verify": "mamba1_verify"}  # of models that have such layers
 
 
 def profile_step(decoder: SpeculativeDecoder, prompt: list[int], tokens: int = 32) -> dict[str, float]:
@@ -33,8 +34,9 @@ def profile_step(decoder: SpeculativeDecoder, prompt: list[int], tokens: int = 3
         total = time.perf_counter() - start
     finally:
         decoder.step.seconds = None
-    spent = Counter(dict.fromkeys(PARTS.values(), 0.0))
-    for operator, part in PARTS.items():
+    parts = PARTS | (MAMBA1_PARTS if "mamba1" in decoder.model.config.layers else {})
+    spent = Counter(dict.fromkeys(parts.values(), 0.0))
+    for operator, part in parts.items():
         spent[part] += seconds[operator]
     spent["drafts and acceptance"] = decoder.stats.seconds["draft"] + decoder.stats.seconds["accept"]
     spent["Python and the rest"] = total - sum(spent.values())
