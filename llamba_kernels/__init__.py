@@ -4,6 +4,7 @@ Importing the package registers its model with transformers' AutoConfig and Auto
 are in `llamba_kernels.ops`.
 """
 
+from .export import export_model
 from .models import LlambaConfig, LlambaForCausalLM, load_model, load_tokenizer
 from .speculative import PromptLookup, SpeculativeDecoder
 
@@ -14,6 +15,7 @@ __all__ = [
     "LlambaForCausalLM",
     "PromptLookup",
     "SpeculativeDecoder",
+    "export_model",
     "load_model",
     "load_tokenizer",
 ]

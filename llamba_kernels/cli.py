@@ -311,6 +311,25 @@ def bench(
 
 
 @app.command()
+def export(
+    model: Model,
+    out_dir: OutDir,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="A hybrid for other engines: granitemoehybrid, bamba or mamba_in_llama.", show_default="its own"
+        ),
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="safetensors or bin.", show_default="the checkpoint's")] = None,
+):
+    """Write a model in the layout of the checkpoint that it came from, or a hybrid in one that other engines load."""
+    from .export import export_checkpoint
+
+    export_checkpoint(model, out_dir, layout=layout, format=format)
+    console.print(f"model in {out_dir}")
+
+
+@app.command()
 def env():
     """What is built, which kernels run on this machine, versions, and how often a session folds (W)."""
     from . import fold

@@ -1,6 +1,7 @@
 """Load one of our models or one of a family from a folder or the hub, and say in one sentence what is wrong with it."""
 
 import contextlib
+import functools
 import re
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> Ll
         _set_generation_config(model, source)
     check_finite(source, model)
     return model.eval()
+
+
+def stored_dtype(path_or_id: str | Path) -> torch.dtype:
+    """The narrowest dtype that holds every value of a checkpoint."""
+    stored = Weights(model_source("load_model", path_or_id)).stored.values()
+    dtypes = [FLOATS[entry.dtype] for entry in stored if entry.dtype in FLOATS]
+    return functools.reduce(torch.promote_types, dtypes or [torch.float32])
 
 
 def load_tokenizer(path_or_id: str | Path, model: LlambaForCausalLM | None = None) -> PreTrainedTokenizerBase:

@@ -8,6 +8,7 @@ A family is a module with
 `settings` is config.json with the object of mamba_config.json, where there is one, as "mamba_config".
 """
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 
@@ -38,7 +39,8 @@ def config_of(settings: dict) -> LlambaConfig | None:
     """The configuration of a foreign config.json, which stays in its `origin`; None: of none of the families."""
     for module in MODULES:
         if module.matches(settings):
-            return LlambaConfig(**module.config(settings), origin={"family": module.NAME, "config": settings})
+            read = module.config(copy.deepcopy(settings))  # a copy, as transformers' classes write into what they get
+            return LlambaConfig(**read, origin={"family": module.NAME, "config": settings})
     return None
 
 
@@ -46,7 +48,7 @@ def inspect(config: LlambaConfig, stored: Mapping[str, Stored]) -> dict:
     """What the stored tensors tell beyond the settings, to add to `config.origin`.
 
     dtype: that of most of them; dtypes: of the others, by name. renames: other prefixes than the family's own. tied:
-    whether a tied lm_head is stored none the less.
+    whether a tied lm_head is stored none the less. format: of the files.
     """
     module = FAMILIES[config.origin["family"]]
     counts = Counter(entry.dtype for entry in stored.values())
@@ -61,6 +63,7 @@ def inspect(config: LlambaConfig, stored: Mapping[str, Stored]) -> dict:
         "dtypes": {name: entry.dtype for name, entry in stored.items() if entry.dtype != dtype},
         "renames": renames,
         "tied": config.tie_word_embeddings and "lm_head.weight" in stored,
+        "format": "bin" if any(entry.start is None for entry in stored.values()) else "safetensors",
         **(module.inspect(stored) if hasattr(module, "inspect") else {}),
     }
 
@@ -70,12 +73,12 @@ def names(config: LlambaConfig, shapes: Mapping[str, tuple[int, ...]] | None = N
     layout = FAMILIES[config.origin["family"]].layout(config)
     renames = tuple(map(tuple, config.origin.get("renames", ())))
     layout = Layout((*layout.renames, *renames), layout.joined)
-    return rules(layout, parameter_shapes(_on_meta(config)) if shapes is None else shapes)
+    return rules(layout, parameter_shapes(on_meta(config)) if shapes is None else shapes)
 
 
 def foreign_shapes(config: LlambaConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the tensors of a checkpoint with this configuration, in its family's own layout."""
-    shapes = parameter_shapes(_on_meta(config))
+    shapes = parameter_shapes(on_meta(config))
     return {rule.theirs: rule.shape(shapes) for rule in names(config, shapes)}
 
 
@@ -86,7 +89,7 @@ def parameter_shapes(model) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in parameters if name not in tied}
 
 
-def _on_meta(config: LlambaConfig):
+def on_meta(config: LlambaConfig):
     from ..model import LlambaForCausalLM  # here, because a config alone should not import the model
 
     with torch.device("meta"):

@@ -2,7 +2,19 @@
 
 from transformers import BambaConfig
 
-from .fields import ATTENTION, SIZES, copied, refuse, require_no_limit, require_silu, stock_mamba2
+from ..config import LlambaConfig
+from .fields import (
+    ATTENTION,
+    SIZES,
+    copied,
+    llama_settings,
+    refuse,
+    require_no_limit,
+    require_silu,
+    stock_heads,
+    stock_mamba2,
+    stock_mamba2_settings,
+)
 from .layout import FEED_FORWARD, Layout
 
 NAME = "bamba"
@@ -20,7 +32,9 @@ def config(settings: dict) -> dict:
     rope = dict(theirs.rope_parameters)
     rotary = int(head_dim * rope.pop("partial_rotary_factor", 1.0))
     if settings.get("attn_rotary_emb") not in (None, rotary):
-        raise refuse("attn_rotary_emb", f"be {rotary}, the part of a head that transformers rotates", rotary)
+        raise refuse(
+            "attn_rotary_emb", f"be {rotary}, the part of a head that transformers rotates", settings["attn_rotary_emb"]
+        )
     attention = theirs.attn_layer_indices or []
     sizes = (theirs.mamba_n_heads, theirs.mamba_d_head, theirs.mamba_d_state, theirs.mamba_n_groups)
     return {
@@ -35,3 +49,25 @@ def config(settings: dict) -> dict:
 
 def layout(config) -> Layout:
     return Layout(FEED_FORWARD)
+
+
+heads = stock_heads
+
+
+def settings(config: LlambaConfig) -> dict:
+    """The config.json of one of our hybrids, its mixers with the heads of `heads`."""
+    if not config.rotary_dim:
+        raise refuse("rotary_dim", "be positive in the layout bamba, whose attention always rotates", 0)
+    part = {"partial_rotary_factor": config.rotary_dim / config.head_dim}
+    common = llama_settings(config, NAME, "BambaForCausalLM")
+    if common["rope_scaling"] is None:
+        rope = {"rope_parameters": {**config.rope_parameters, **part}}
+    else:  # takes the place of rope_parameters
+        rope = {"rope_scaling": {**common["rope_scaling"], **part}}
+    return {
+        **common,
+        **stock_mamba2_settings(config),
+        **rope,
+        "attn_layer_indices": [i for i, kind in enumerate(config.layers) if kind == "attention"],
+        "attn_rotary_emb": config.rotary_dim,
+    }

@@ -2,7 +2,10 @@
 
 import math
 
+import torch
 from transformers import PreTrainedConfig
+
+from ..config import LlambaConfig
 
 NO_LIMIT = (0.0, math.inf)
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -79,4 +82,43 @@ def stock_mamba2(
         "mamba_d_conv": d_conv,
         "mamba_conv_bias": conv_bias,
         "mamba_proj_bias": proj_bias,
+    }
+
+
+def stock_heads(config: LlambaConfig) -> dict:
+    """The heads of x, B and C with which a hybrid's mixers are stock ones, as `stock_mamba2` reads them."""
+    groups = config.mamba_d_inner // config.mamba_norm_group_size
+    for field in ("mamba_B_heads", "mamba_C_heads"):
+        if groups % getattr(config, field):
+            rule = f"divide the {groups} groups of the gated norm, which are the groups of B and C elsewhere"
+            raise ValueError(f"export_model: {field} must {rule}; got {getattr(config, field)}")
+    return {"mamba_x_heads": config.mamba_num_heads, "mamba_B_heads": groups, "mamba_C_heads": groups}
+
+
+def llama_settings(config: LlambaConfig, model_type: str, architecture: str) -> dict:
+    """What most config.jsons have in common, RoPE as it was before transformers 5, which all engines read."""
+    rope = dict(config.rope_parameters)
+    theta = rope.pop("rope_theta")
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **copied(config, *SIZES, *ATTENTION, "intermediate_size", "hidden_act", "attention_bias", "mlp_bias"),
+        "rope_theta": theta,
+        "rope_scaling": rope if rope["rope_type"] != "default" else None,
+        "torch_dtype": str(config.dtype or torch.float32).removeprefix("torch."),
+    }
+
+
+def stock_mamba2_settings(config: LlambaConfig) -> dict:
+    """A stock mixer as Bamba and Granite-4 write it."""
+    return {
+        "mamba_n_heads": config.mamba_num_heads,
+        "mamba_d_head": config.mamba_head_dim,
+        "mamba_n_groups": config.mamba_B_heads,
+        "mamba_d_state": config.mamba_d_state,
+        "mamba_d_conv": config.mamba_d_conv,
+        "mamba_expand": max(1, config.mamba_d_inner // config.hidden_size),
+        "mamba_chunk_size": 256,
+        "mamba_conv_bias": config.mamba_conv_bias,
+        "mamba_proj_bias": config.mamba_proj_bias,
     }

@@ -2,7 +2,20 @@
 
 from transformers import GraniteMoeHybridConfig
 
-from .fields import ATTENTION, SIZES, copied, refuse, require, require_no_limit, require_silu, stock_mamba2
+from ..config import LlambaConfig
+from .fields import (
+    ATTENTION,
+    SIZES,
+    copied,
+    llama_settings,
+    refuse,
+    require,
+    require_no_limit,
+    require_silu,
+    stock_heads,
+    stock_mamba2,
+    stock_mamba2_settings,
+)
 from .layout import Layout
 
 NAME = "granitemoehybrid"
@@ -40,3 +53,23 @@ def config(settings: dict) -> dict:
 def layout(config) -> Layout:
     joined = (".shared_mlp.input_linear.", ".mlp.gate_proj.", ".mlp.up_proj.")
     return Layout(((".mlp.down_proj.", ".shared_mlp.output_linear."),), (joined,))
+
+
+heads = stock_heads
+
+
+def settings(config: LlambaConfig) -> dict:
+    """The config.json of one of our hybrids, its mixers with the heads of `heads`; layer_types as vLLM reads them."""
+    return {
+        **llama_settings(config, NAME, "GraniteMoeHybridForCausalLM"),
+        **stock_mamba2_settings(config),
+        "layer_types": ["attention" if kind == "attention" else "mamba" for kind in config.layers],
+        "position_embedding_type": "rope" if config.rotary_dim else "nope",
+        "shared_intermediate_size": config.intermediate_size,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "attention_multiplier": config.attention_scale,
+        "embedding_multiplier": config.embedding_multiplier,
+        "residual_multiplier": config.residual_multiplier,
+        "logits_scaling": config.logits_divisor,
+    }

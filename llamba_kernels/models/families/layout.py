@@ -35,15 +35,14 @@ def rules(layout: Layout, parameters: Mapping[str, tuple[int, ...]]) -> list[Rul
     """One rule per tensor of theirs. parameters: our names; joined ones are looked for before anything is renamed."""
     found, done = [], set()
     for name in parameters:
-        if name in done:
-            continue
         ours, theirs = (name,), name
-        for joined, first, *others in layout.joined:
-            if first in name:
-                ours = (name, *(name.replace(first, other) for other in others))
-                theirs = name.replace(first, joined)
+        for joined, *parts in layout.joined:
+            part = next((part for part in parts if part in name), None)
+            if part is not None:
+                ours, theirs = tuple(name.replace(part, each) for each in parts), name.replace(part, joined)
+        if name not in done:
+            found.append(Rule(layout.rename(theirs), ours))
         done |= set(ours)
-        found.append(Rule(layout.rename(theirs), ours))
     return found
 
 

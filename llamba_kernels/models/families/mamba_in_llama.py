@@ -7,8 +7,9 @@ B, C and the step sizes from the layer's input and add dt_proj.bias twice.
 
 import math
 
+from ..config import LlambaConfig
 from . import llama
-from .fields import refuse
+from .fields import llama_settings, refuse
 from .layout import Layout
 
 NAME = "mamba_in_llama"
@@ -122,3 +123,33 @@ def layout(config) -> Layout:
 def inspect(names) -> dict:
     """What the stored names tell beyond the settings."""
     return {"fused": True} if any(".mha.in_proj." in name for name in names) else {}
+
+
+def heads(config: LlambaConfig) -> dict:
+    """As they are."""
+    return {}
+
+
+def settings(config: LlambaConfig) -> dict:
+    """config.json and mamba_config.json of one of our hybrids."""
+    window = {"sliding_window": config.sliding_window} if config.sliding_window else {}
+    names = ("mistral", "MistralForCausalLM") if window else ("llama", "LlamaForCausalLM")
+    ssm = {"expand": 1, "ngroups": config.mamba_num_heads, "d_state": config.mamba_d_state}
+    mamba_config = {
+        "d_model": config.hidden_size,
+        "ssm_cfg": ssm,
+        "rms_norm_eps": config.rms_norm_eps,
+        "vocab_size": None,
+        "d_inner": config.mamba_d_inner,
+        "d_xb": config.mamba_x_heads * config.mamba_head_dim,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": config.hidden_act,
+        "n_layer": config.num_hidden_layers,
+        "attn_layers": [i for i, kind in enumerate(config.layers) if kind == "attention"],
+    }
+    return {
+        **llama_settings(config, *names),
+        **window,
+        "head_dim": config.head_dim,
+        "mamba_config": mamba_config,
+    }
