@@ -39,6 +39,12 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
       "int B_heads, int C_heads, bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, int state_every, "
       "Tensor(a!) y, Tensor(b!)? final_state, Tensor(c!)? states, Tensor(d!)? chunk_states) -> ()");
+  m.def(
+      "selective_scan_backward(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+      "Tensor? dt_bias, int B_heads, int C_heads, bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, "
+      "int state_every, Tensor chunk_states, Tensor grad_y, Tensor? grad_final_state, Tensor? grad_states, "
+      "Tensor(a!) grad_x, Tensor(b!) grad_dt, Tensor(c!) grad_A, Tensor(d!) grad_B, Tensor(e!) grad_C, "
+      "Tensor(f!)? grad_D, Tensor(g!)? grad_z, Tensor(h!)? grad_dt_bias, Tensor(i!)? grad_initial_state) -> ()");
   m.def("gated_rms_norm(Tensor x, Tensor? z, Tensor weight, float eps, int group_size, Tensor(a!) out) -> ()");
   m.def("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!)? residual, Tensor(b!) out) -> ()");
   m.def("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, Tensor(a!) out) -> ()");
@@ -73,6 +79,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("selective_scan", TORCH_BOX(&llamba::selective_scan));
+  m.impl("selective_scan_backward", TORCH_BOX(&llamba::selective_scan_backward));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));
   m.impl("rms_norm", TORCH_BOX(&llamba::rms_norm));
   m.impl("rope", TORCH_BOX(&llamba::rope));

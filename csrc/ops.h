@@ -49,6 +49,16 @@ void selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A, const Te
                     const std::optional<Tensor>& initial_state, const std::optional<Tensor>& cu_seqlens,
                     int64_t state_every, const Tensor& y, const std::optional<Tensor>& final_state,
                     const std::optional<Tensor>& states, const std::optional<Tensor>& chunk_states);
+void selective_scan_backward(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                             const std::optional<Tensor>& D, const std::optional<Tensor>& z,
+                             const std::optional<Tensor>& dt_bias, int64_t B_heads, int64_t C_heads, bool dt_softplus,
+                             const std::optional<Tensor>& initial_state, const std::optional<Tensor>& cu_seqlens,
+                             int64_t state_every, const Tensor& chunk_states, const Tensor& grad_y,
+                             const std::optional<Tensor>& grad_final_state, const std::optional<Tensor>& grad_states,
+                             const Tensor& grad_x, const Tensor& grad_dt, const Tensor& grad_A, const Tensor& grad_B,
+                             const Tensor& grad_C, const std::optional<Tensor>& grad_D,
+                             const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_dt_bias,
+                             const std::optional<Tensor>& grad_initial_state);
 void gated_rms_norm(const Tensor& x, const std::optional<Tensor>& z, const Tensor& weight, double eps,
                     int64_t group_size, const Tensor& out);
 void rms_norm(const Tensor& x, const Tensor& weight, double eps, const std::optional<Tensor>& residual,

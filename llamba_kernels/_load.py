@@ -32,14 +32,19 @@ _ERRORS = {1: ValueError, 2: TypeError, 4: MemoryError}  # llamba_status in csrc
 _IMPLEMENTATIONS = torch.library.Library("llamba", "IMPL")
 
 
+def register(op):
+    """What torch asks of an operator besides its kernels: the fake, and what to do with negative views."""
+    torch.library.register_fake(op.name(), _fake(op))
+    _IMPLEMENTATIONS.impl(op.name(), _refuse_negative_views(op), "Negative")
+
+
 def operator(wrapper):
     """Decorates the Python function of the operator of its name: registers the fake, checks the arguments' types.
 
     Most types are looked at only once something has failed, so a call that works pays next to nothing for it.
     """
     op = getattr(torch.ops.llamba, wrapper.__name__).default
-    torch.library.register_fake(op.name(), _fake(op))
-    _IMPLEMENTATIONS.impl(op.name(), _refuse_negative_views(op), "Negative")
+    register(op)
     parameters = inspect.signature(wrapper).parameters
     names = list(parameters)
     # A parameter whose default is a string names one of the schema's ints; its wrapper checks it.

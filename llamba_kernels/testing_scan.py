@@ -2,6 +2,8 @@
 
 import torch
 
+from .ops import selective_scan
+
 
 def make_selective_scan_inputs(
     batch, length, d_inner, dstate=16, B_heads=1, C_heads=1, gate=True, bias=True, dtype=torch.float32
@@ -24,3 +26,11 @@ def make_selective_scan_inputs(
         "B_heads": B_heads,
         "C_heads": C_heads,
     }
+
+
+def selective_scan_results(inputs):
+    """y, the final state, and the gradients of the sum of their means in every input, by name."""
+    wanted = {name: value.requires_grad_() for name, value in inputs.items() if torch.is_tensor(value)}
+    y, state = selective_scan(**inputs, return_final_state=True)
+    gradients = torch.autograd.grad((y.mean(), state.mean()), list(wanted.values()))
+    return dict(zip(("y", "state", *wanted), (y.detach(), state.detach(), *gradients), strict=True))

@@ -77,6 +77,7 @@ def struct_of(op):
     return type(op, (ctypes.Structure,), {"_fields_": fields})
 
 
+TYPES["llamba_selective_scan_args"] = struct_of("selective_scan")
 CURSOR = Cursor(None, 2, 20, 4, 13)
 LAYER = dict(nheads=1, headdim=1, dstate=16, x_heads=1, B_heads=1, C_heads=1, fold_every=1, cursor=CURSOR)
 BUFFERS = "buffers must have 1 to 8 dimensions, the first of nslots = 2, and a token_dim among the others; got "
@@ -89,6 +90,13 @@ def buffers(**change):
     return dict(nbuffers=1, buffers=ctypes.addressof(buffer), keep=buffer)
 
 
+def scan(**change):
+    """The forward's struct within the backward's."""
+    struct = TYPES["llamba_selective_scan_args"]
+    good = dict(batch=1, length=1, d_inner=4, dstate=16, B_heads=1, C_heads=1)
+    return dict(scan=struct(size=ctypes.sizeof(struct), **(good | change)))
+
+
 GOOD = {
     "mamba2_verify": dict(max_ntokens=1, **LAYER),
     "materialize": LAYER,
@@ -96,6 +104,7 @@ GOOD = {
     "selective_state_update": dict(batch=1, ntokens=1, nheads=2, headdim=4, dstate=16, ngroups=1, nslots=1),
     "slot_copy": dict(cursor=CURSOR, buffer_size=ctypes.sizeof(SlotBuffer)),
     "selective_scan": dict(batch=1, length=1, d_inner=4, dstate=16, B_heads=1, C_heads=1),
+    "selective_scan_backward": scan(),
     "gated_rms_norm": dict(batch=1, ntokens=1, width=8, group_size=8, eps=1e-5),
     "rms_norm": dict(batch=1, ntokens=1, nheads=1, width=8, eps=1e-5),
     "rope": dict(batch=1, ntokens=1, nheads=1, head_dim=8, rotary_dim=8, npositions=1),
@@ -145,6 +154,10 @@ REFUSED = [
     ("selective_scan", dict(states=1), "state_every must be at least 1; got 0"),
     ("selective_scan", dict(cu_seqlens=1, batch=2), "batch must be 1 with cu_seqlens; got 2"),
     ("selective_scan", dict(cu_seqlens=1, nsequences=-1), "nsequences must be at least 0; got -1"),
+    ("selective_scan_backward", scan(batch=-1), "batch must be at least 0; got -1"),
+    ("selective_scan_backward", scan(C_heads=3), "C_heads must divide d_inner = 4; got 3"),
+    ("selective_scan_backward", scan(length=65), "chunk_states must be given beyond 64 tokens; got none"),
+    ("selective_scan_backward", dict(grad_states=1), "state_every must be at least 1; got 0"),
     ("gated_rms_norm", dict(batch=-1), "batch must be at least 0; got -1"),
     ("gated_rms_norm", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
     ("gated_rms_norm", dict(width=-8), "width must be at least 0; got -8"),

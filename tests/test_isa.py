@@ -20,7 +20,6 @@ from llamba_kernels.ops import (
     kv_compact,
     rms_norm,
     rope,
-    selective_scan,
     silu_mul,
     skinny_linear,
     speculative_accept,
@@ -38,7 +37,7 @@ from llamba_kernels.testing import (
     make_speculative_accept_inputs,
 )
 from llamba_kernels.testing_dropins import make_causal_conv1d_update_inputs
-from llamba_kernels.testing_scan import make_selective_scan_inputs
+from llamba_kernels.testing_scan import make_selective_scan_inputs, selective_scan_results
 
 pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
 
@@ -75,10 +74,8 @@ def outputs():
         for head_dim in (64, 5):
             results |= attention_outputs(head_dim, dtype)
         for d_inner, dstate in ((64, 16), (21, 37)):
-            inputs = make_selective_scan_inputs(2, 70, d_inner, dstate, dtype=dtype)
-            y, state = selective_scan(**inputs, return_final_state=True)
-            case = f"{dtype} d_inner {d_inner} dstate {dstate}"
-            results |= {f"selective_scan {case}": y, f"selective_scan state {case}": state}
+            found = selective_scan_results(make_selective_scan_inputs(2, 70, d_inner, dstate, dtype=dtype))
+            results |= {f"selective_scan {dtype} {d_inner} {dstate} {name}": found[name] for name in found}
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
         results |= ssu_cases.some_outputs(dtype)
@@ -265,7 +262,8 @@ def test_instruction_sets_agree(isa, other, run_with):
 OPERATORS = "argmax attention_step attention_step_refusals cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk"
 OPERATORS += " attention_window mamba2_verify_refusals"
 OPERATORS += " causal_conv1d_update causal_conv1d_update_refusals"
-OPERATORS += " materialize rms_norm rope selective_state_update silu_mul skinny_linear slot_copy speculative_accept"
+OPERATORS += " materialize rms_norm rope selective_scan selective_scan_backward selective_scan_refusals"
+OPERATORS += " selective_state_update silu_mul skinny_linear slot_copy speculative_accept"
 OPERATORS += " speculative_accept_refusals step"
 
 

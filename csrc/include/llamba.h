@@ -289,7 +289,35 @@ typedef struct {
   float* chunk_states;
 } llamba_selective_scan_args;
 
+/* Gradients are sums in a fixed order, whatever the threads. Those of the 16-bit inputs are rounded once. */
+typedef struct {
+  size_t size;
+  llamba_selective_scan_args scan; /* the forward's; inputs and chunk_states are read, y and the other states not */
+  const void* grad_y;              /* [batch, length, d_inner] */
+  int64_t grad_y_stride_batch, grad_y_stride_token;
+  const float* grad_final_state; /* [nsequences, d_inner, dstate] or NULL: zero */
+  int64_t grad_final_state_stride_batch, grad_final_state_stride_channel;
+  const float* grad_states; /* [batch, length / scan.state_every, d_inner, dstate] or NULL: zero */
+  int64_t grad_states_stride_batch, grad_states_stride_state, grad_states_stride_channel;
+  void* grad_x; /* [batch, length, d_inner], written, as all that follow */
+  int64_t grad_x_stride_batch, grad_x_stride_token;
+  void* grad_dt; /* [batch, length, d_inner] */
+  int64_t grad_dt_stride_batch, grad_dt_stride_token;
+  float* grad_A; /* [d_inner, dstate] */
+  void* grad_B;  /* [batch, length, B_heads * dstate] */
+  int64_t grad_B_stride_batch, grad_B_stride_token;
+  void* grad_C; /* [batch, length, C_heads * dstate] */
+  int64_t grad_C_stride_batch, grad_C_stride_token;
+  float* grad_D; /* [d_inner] or NULL: not wanted */
+  void* grad_z;  /* [batch, length, d_inner]; NULL without z */
+  int64_t grad_z_stride_batch, grad_z_stride_token;
+  float* grad_dt_bias;       /* [d_inner] or NULL: not wanted */
+  float* grad_initial_state; /* [nsequences, d_inner, dstate] or NULL: not wanted */
+  int64_t grad_initial_state_stride_batch, grad_initial_state_stride_channel;
+} llamba_selective_scan_backward_args;
+
 LLAMBA_API int llamba_selective_scan_cpu(const llamba_selective_scan_args* args);
+LLAMBA_API int llamba_selective_scan_backward_cpu(const llamba_selective_scan_backward_args* args);
 
 /* ---- gated_rms_norm: RMSNorm over groups of x * silu(z), times weight ---------------------------------------- */
 

@@ -54,12 +54,14 @@ inline ScanSequence scan_sequence(const llamba_selective_scan_args& args, int64_
   return {index, 0, args.length, index};
 }
 
+// The first cache line's start.
+inline float* aligned(float* p) { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) / 64 * 64); }
+
 // So many floats from a cache line's start, this thread's until its next call.
 inline float* aligned_scratch(int64_t floats) {
   static thread_local std::vector<float> storage;
   if (storage.size() < static_cast<size_t>(floats + 15)) storage.resize(floats + 15);
-  const auto address = reinterpret_cast<uintptr_t>(storage.data());
-  return reinterpret_cast<float*>((address + 63) / 64 * 64);
+  return aligned(storage.data());
 }
 
 }  // namespace

@@ -21,22 +21,16 @@ struct Scratch {
   float* dt;     // [kScanChunk, kLanes]
   float* dtx;    // [kScanChunk, kLanes]
   float* y;      // [kScanChunk, kLanes]
-  float* B;      // [kScanChunk, dstate]
-  float* C;      // [kScanChunk, dstate]
+  float* B;      // [kScanChunk, whole_vectors(dstate)]
+  float* C;      // [kScanChunk, whole_vectors(dstate)]
 };
-
-template <typename T>
-LLAMBA_INLINE const T* at(const void* p, int64_t stride_batch, int64_t stride_token, const ScanSequence& sequence,
-                          int64_t token, int64_t channel) {
-  return static_cast<const T*>(p) + sequence.batch_idx * stride_batch + token * stride_token + channel;
-}
 
 // Step sizes and what they make of x, for `count` tokens from `token` on.
 template <typename T>
 void prepare(const llamba_selective_scan_args& args, const ScanSequence& sequence, int64_t token, int64_t count,
              int64_t channel, int lanes, const Scratch& scratch) {
-  const T* x = at<T>(args.x, args.x_stride_batch, args.x_stride_token, sequence, token, channel);
-  const T* dt = at<T>(args.dt, args.dt_stride_batch, args.dt_stride_token, sequence, token, channel);
+  const T* x = at<T>(args.x, args.x_stride_batch, args.x_stride_token, sequence.batch_idx, token, channel);
+  const T* dt = at<T>(args.dt, args.dt_stride_batch, args.dt_stride_token, sequence.batch_idx, token, channel);
   const vec16 bias = args.dt_bias ? load_first(args.dt_bias + channel, lanes) : broadcast(0.0f);
   for (int64_t t = 0; t < count; ++t) {
     vec16 step = add(load_first(dt + t * args.dt_stride_token, lanes), bias);
@@ -83,9 +77,10 @@ void scan_tiles(const float* A, float* state, const Scratch& scratch, const Head
 template <typename T>
 void finish(const llamba_selective_scan_args& args, const ScanSequence& sequence, int64_t token, int64_t count,
             int64_t channel, int lanes, const Scratch& scratch) {
-  const T* x = at<T>(args.x, args.x_stride_batch, args.x_stride_token, sequence, token, channel);
-  const T* z = args.z ? at<T>(args.z, args.z_stride_batch, args.z_stride_token, sequence, token, channel) : nullptr;
-  T* out = const_cast<T*>(at<T>(args.y, args.y_stride_batch, args.y_stride_token, sequence, token, channel));
+  const T* x = at<T>(args.x, args.x_stride_batch, args.x_stride_token, sequence.batch_idx, token, channel);
+  const T* z =
+      args.z ? at<T>(args.z, args.z_stride_batch, args.z_stride_token, sequence.batch_idx, token, channel) : nullptr;
+  T* out = const_cast<T*>(at<T>(args.y, args.y_stride_batch, args.y_stride_token, sequence.batch_idx, token, channel));
   const vec16 D = args.D ? load_first(args.D + channel, lanes) : broadcast(0.0f);
   for (int64_t t = 0; t < count; ++t) {
     vec16 y = load(scratch.y + t * kLanes);
@@ -95,19 +90,28 @@ void finish(const llamba_selective_scan_args& args, const ScanSequence& sequence
   }
 }
 
+// The first token after `token` at which a state is due: a multiple of kScanChunk or of state_every, or the end.
+LLAMBA_INLINE int64_t next_stop(const llamba_selective_scan_args& args, int64_t token, int64_t end) {
+  int64_t stop = (token / kScanChunk + 1) * kScanChunk;
+  if (args.states && (token / args.state_every + 1) * args.state_every < stop) {
+    stop = (token / args.state_every + 1) * args.state_every;
+  }
+  return stop < end ? stop : end;
+}
+
 template <typename T>
 void scan_group(const llamba_selective_scan_args& args, const ScanSequence& sequence, const ScanBlocks& blocks,
                 int64_t begin, int64_t end, const Scratch& scratch) {
   const int64_t dstate = args.dstate, block_floats = dstate * kLanes;
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t channel = blocks.channel(block), offset = (block - begin) * block_floats;
+    const int64_t channel = block_channel(blocks, block), offset = (block - begin) * block_floats;
     const float* initial = args.initial_state;
     if (initial) {
       initial += sequence.index * args.initial_state_stride_batch + channel * args.initial_state_stride_channel;
     }
-    load_transposed(args.A + channel * args.A_stride_channel, args.A_stride_channel, blocks.lanes(block), dstate,
+    load_transposed(args.A + channel * args.A_stride_channel, args.A_stride_channel, block_lanes(blocks, block), dstate,
                     kLog2E, scratch.A + offset);
-    load_transposed(initial, args.initial_state_stride_channel, blocks.lanes(block), dstate, 1.0f,
+    load_transposed(initial, args.initial_state_stride_channel, block_lanes(blocks, block), dstate, 1.0f,
                     scratch.state + offset);
   }
   for (int64_t token = sequence.begin; token < sequence.end;) {
@@ -115,11 +119,11 @@ void scan_group(const llamba_selective_scan_args& args, const ScanSequence& sequ
     const bool keeps = args.chunk_states && token % kScanChunk == 0 && token > sequence.begin;
     HeadRows B{}, C{};
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t channel = blocks.channel(block), offset = (block - begin) * block_floats;
-      const int lanes = blocks.lanes(block);
+      const int64_t channel = block_channel(blocks, block), offset = (block - begin) * block_floats;
+      const int lanes = block_lanes(blocks, block);
       if (block == begin || block % blocks.per_unit == 0) {  // other heads
-        B = B_rows<T>(args, sequence.batch_idx, token, count, channel, scratch.B);
-        C = C_rows<T>(args, sequence.batch_idx, token, count, channel, scratch.C);
+        B = B_rows<T, false>(args, sequence.batch_idx, token, count, B_head(args, channel), scratch.B);
+        C = C_rows<T, false>(args, sequence.batch_idx, token, count, C_head(args, channel), scratch.C);
       }
       if (keeps) {
         const int64_t chunk = sequence.batch_idx * ((args.length - 1) / kScanChunk) + token / kScanChunk - 1;
@@ -140,8 +144,8 @@ void scan_group(const llamba_selective_scan_args& args, const ScanSequence& sequ
   if (!args.final_state) return;
   for (int64_t block = begin; block < end; ++block) {
     float* final_state = args.final_state + sequence.index * args.final_state_stride_batch +
-                         blocks.channel(block) * args.final_state_stride_channel;
-    store_transposed(scratch.state + (block - begin) * block_floats, blocks.lanes(block), dstate, final_state,
+                         block_channel(blocks, block) * args.final_state_stride_channel;
+    store_transposed(scratch.state + (block - begin) * block_floats, block_lanes(blocks, block), dstate, final_state,
                      args.final_state_stride_channel);
   }
 }
@@ -157,7 +161,7 @@ void selective_scan_run(const llamba_selective_scan_args& args, const ScanSequen
   scratch.dtx = scratch.dt + kScanChunk * kLanes;
   scratch.y = scratch.dtx + kScanChunk * kLanes;
   scratch.B = scratch.y + kScanChunk * kLanes;
-  scratch.C = scratch.B + kScanChunk * args.dstate;
+  scratch.C = scratch.B + kScanChunk * whole_vectors(args.dstate);
   const ScanBlocks blocks = scan_blocks(args);
   for (int64_t block = begin; block < end; block += kScanGroup) {
     const int64_t last = block + kScanGroup < end ? block + kScanGroup : end;
