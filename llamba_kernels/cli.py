@@ -276,7 +276,7 @@ def generate(
 
 @app.command()
 def bench(
-    model: Model,
+    model: Annotated[str | None, typer.Argument(help="A model folder or a hub id; or --preset.")] = None,
     windows: Annotated[
         str, typer.Option(help="Tokens per verify step, such as 1,2,4,8; 1 is plain decoding.")
     ] = "1,2,4,6,8",
@@ -286,6 +286,11 @@ def bench(
     data: Data = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A published model's shapes with random weights, such as mamba-2.8b; random prompts."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of a preset's weights and prompts.", min=0)] = 0,
 ):
     """Measure greedy decoding of held-out text for several windows, and check that all say the same."""
     from .distill.folders import check_writable
@@ -293,11 +298,18 @@ def bench(
     sizes = _numbers("bench", "windows", windows)
     if json_file:
         check_writable("bench", json_file)
-    model, tokenizer, draft = _load_with_draft(model, dtype, draft)
+    if (model is None) == (preset is None):
+        raise ValueError(f"bench: exactly one of a model and --preset must be given; got {model} and {preset}")
 
-    from .decode_bench import decode_bench, held_out_prompts
+    from .decode_bench import decode_bench, held_out_prompts, make_preset, random_prompts
 
-    rows, _ = decode_bench(model, held_out_prompts(tokenizer, data, prompts), sizes, max_new_tokens, draft)
+    if preset is None:
+        model, tokenizer, draft = _load_with_draft(model, dtype, draft)
+        texts = held_out_prompts(tokenizer, data, prompts)
+    else:
+        model, draft = make_preset(preset, _dtype(dtype), max(sizes), max_new_tokens, draft, seed, console)
+        texts = random_prompts(model.config.vocab_size, prompts, seed)
+    rows, _ = decode_bench(model, texts, sizes, max_new_tokens, draft)
     table = Table("window", "tok/s median", "tok/s min", "tok/s max", "tokens per step", "same tokens as window 1")
     for row in rows:
         same = "yes" if row["identical"] else "NO"
@@ -343,14 +355,18 @@ def env():
 
 
 def _load(model: str, dtype: str):
-    import torch
-
     from .models import load_model, load_tokenizer
 
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype must be float32 or bfloat16; got {dtype}")
-    loaded = load_model(model, getattr(torch, dtype))
+    loaded = load_model(model, _dtype(dtype))
     return loaded, load_tokenizer(model, loaded)
+
+
+def _dtype(name: str):
+    import torch
+
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16; got {name}")
+    return getattr(torch, name)
 
 
 def _load_with_draft(name: str, dtype: str, draft: str):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from .cache import DecodeCache, Session
-from .models import LlambaConfig
+from .cache import DecodeCache, Session, fold_every_for
+from .models import LlambaConfig, LlambaForCausalLM
 from .models.workspace import Workspace
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -44,6 +44,16 @@ def slot_bytes(config: LlambaConfig, max_tokens: int, session: Session, dtype: t
         cache = DecodeCache(config, max_tokens, session, dtype=dtype)
         workspace = Workspace(config, dtype, 1, session.max_window)
     return tensor_bytes([cache.layers, cache.cursor.table]), tensor_bytes(workspace)
+
+
+def decoding_bytes(config: LlambaConfig, max_tokens: int, window: int, dtype: torch.dtype) -> dict[str, int]:
+    """What decoding one sequence takes, by what it is for: parameters, cache, memory of a step."""
+    with torch.device("meta"):
+        model = LlambaForCausalLM(config).to(dtype)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    session = Session(max_window=window, fold_every=fold_every_for(config), width=config.mamba_d_conv)
+    cache, workspace = slot_bytes(config, max_tokens, session, dtype)
+    return {"weights": weights, "cache": cache, "workspace": workspace}
 
 
 def check_slots(call: str, batch: int, config: LlambaConfig, max_tokens: int, session: Session, dtype: torch.dtype):

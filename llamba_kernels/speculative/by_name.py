@@ -16,15 +16,9 @@ def draft_by_name(name: str, target: LlambaForCausalLM, tokenizer: PreTrainedTok
         tokenizer, target_name: of the target; a draft model's own tokenizer must agree with it.
     Raises: ValueError.
     """
-    if name == "lookup":
-        return PromptLookup
-    if name == "none":
-        return NoDraft
-    if name.startswith("first:"):
-        count = name.removeprefix("first:")
-        if not count.isdecimal():
-            raise ValueError(f"draft: first:N must have a number of layers as N; got {name}")
-        return ModelDraft(first_layers(target, int(count)))
+    own = own_draft_by_name(name, target)
+    if own is not None:
+        return own
     try:
         model_source("draft", name)
     except ValueError:
@@ -35,3 +29,17 @@ def draft_by_name(name: str, target: LlambaForCausalLM, tokenizer: PreTrainedTok
     if difference is not None:
         raise ValueError(f"draft: {name} must have the tokenizer of {target_name}; got one where {difference}")
     return ModelDraft(load_model(name, target.dtype))
+
+
+def own_draft_by_name(name: str, target: LlambaForCausalLM):
+    """Likewise; None: of none of the kinds that need no other model."""
+    if name == "lookup":
+        return PromptLookup
+    if name == "none":
+        return NoDraft
+    if not name.startswith("first:"):
+        return None
+    count = name.removeprefix("first:")
+    if not count.isdecimal():
+        raise ValueError(f"draft: first:N must have a number of layers as N; got {name}")
+    return ModelDraft(first_layers(target, int(count)))
