@@ -168,6 +168,7 @@ int main(int argc, char** argv) {
   for (llamba_dtype dtype : {LLAMBA_FLOAT32, LLAMBA_BFLOAT16, LLAMBA_FLOAT16}) {
     call_rowwise(dtype);
     call_causal_conv1d_update(dtype);
+    call_selective_state_update(dtype);
     call_mamba2(dtype, LLAMBA_FLOAT32);
     if (dtype != LLAMBA_FLOAT32) call_mamba2(dtype, dtype);
   }

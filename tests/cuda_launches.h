@@ -40,3 +40,4 @@ void call(int (*launcher)(const Args*, void*), Args args) {
 }
 
 void call_mamba2(llamba_dtype dtype, llamba_dtype checkpoint_dtype);
+void call_selective_state_update(llamba_dtype state_dtype);

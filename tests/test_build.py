@@ -118,6 +118,7 @@ def test_c_callers_of_another_version_are_refused():
         "kv_compact",
         "rms_norm",
         "rope",
+        "selective_state_update",
         "silu_mul",
         "skinny_linear",
         "speculative_accept",

@@ -232,3 +232,21 @@ def test_extreme_values():
     after = copied(arguments)
     selective_state_update(**after)
     assert_close_to_ref(after["state"][1], before[1].double(), before[1])
+
+
+@pytest.mark.device_only
+def test_a_device_takes_wrong_indices_for_padding():
+    """It cannot refuse them: they start at zero and store nothing."""
+    arguments = make_inputs(batch=4, nslots=5, ntokens=2, dtype=BF16)
+    wrong, padding = torch.tensor([4, 5, 2**31 - 1, 0]), torch.tensor([4, -1, -1, 0])
+    dst = torch.tensor([[5, 1], [2, 2], [3, 3], [3, 99]])
+    ours, theirs = copied(arguments), copied(arguments)
+    dst_padded = dst.where(dst < 5, -1)
+    out = selective_state_update(**ours, state_batch_indices=wrong, dst_state_batch_indices=dst)
+    expected = selective_state_update(**theirs, state_batch_indices=padding, dst_state_batch_indices=dst_padded)
+    assert_bitwise(out, expected)
+    assert_bitwise(ours["state"], theirs["state"])
+    packed = make_inputs(packed=[2, 1, 1]) | {"cu_seqlens": torch.tensor([-1, 2, 1, 5])}
+    before = copied(packed)
+    assert not selective_state_update(**packed).any()  # no sequence is where cu_seqlens says
+    assert_bitwise(packed["state"], before["state"])
