@@ -32,6 +32,17 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "Tensor? dst_state_batch_indices, Tensor? cu_seqlens, Tensor? num_accepted_tokens, "
       "Tensor? retrieve_parent_token, Tensor(c!) out) -> ()");
   m.def(
+      "conv1d_verify(Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor(a!) rows, Tensor cursor, Tensor slots, "
+      "int x_heads, int headdim, Tensor? parents, Tensor(b!) out) -> ()");
+  m.def(
+      "mamba1_verify(Tensor x, Tensor dt, Tensor B, Tensor C, Tensor? z, Tensor A, Tensor? D, Tensor? dt_bias, "
+      "Tensor(a!) checkpoint, Tensor(b!) x_rows, Tensor(c!) dt_rows, Tensor(d!) B_rows, Tensor cursor, Tensor slots, "
+      "int B_heads, int C_heads, int fold_every, Tensor? parents, Tensor(e!) out) -> ()");
+  m.def(
+      "mamba1_materialize(Tensor A, Tensor? dt_bias, Tensor checkpoint, Tensor rows, Tensor x_rows, Tensor dt_rows, "
+      "Tensor B_rows, Tensor cursor, Tensor slots, int B_heads, int fold_every, Tensor(a!) state, Tensor(b!) tail) "
+      "-> ()");
+  m.def(
       "state_import(Tensor state, Tensor tail, Tensor(a!) checkpoint, Tensor(b!) rows, Tensor cursor, Tensor slots) "
       "-> ()");
   m.def("slot_copy(Tensor(a!) cursor, Tensor(b!)[] states, Tensor(c!)[] kv, Tensor src, Tensor dst, int width) -> ()");
@@ -76,6 +87,9 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("materialize", TORCH_BOX(&llamba::materialize));
   m.impl("selective_state_update", TORCH_BOX(&llamba::selective_state_update));
+  m.impl("conv1d_verify", TORCH_BOX(&llamba::conv1d_verify));
+  m.impl("mamba1_verify", TORCH_BOX(&llamba::mamba1_verify));
+  m.impl("mamba1_materialize", TORCH_BOX(&llamba::mamba1_materialize));
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("selective_scan", TORCH_BOX(&llamba::selective_scan));
@@ -100,6 +114,9 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("mamba2_verify", TORCH_BOX(&llamba::mamba2_verify));
   m.impl("materialize", TORCH_BOX(&llamba::materialize));
   m.impl("selective_state_update", TORCH_BOX(&llamba::selective_state_update));
+  m.impl("conv1d_verify", TORCH_BOX(&llamba::conv1d_verify));
+  m.impl("mamba1_verify", TORCH_BOX(&llamba::mamba1_verify));
+  m.impl("mamba1_materialize", TORCH_BOX(&llamba::mamba1_materialize));
   m.impl("state_import", TORCH_BOX(&llamba::state_import));
   m.impl("slot_copy", TORCH_BOX(&llamba::slot_copy));
   m.impl("gated_rms_norm", TORCH_BOX(&llamba::gated_rms_norm));

@@ -39,6 +39,18 @@ void selective_state_update(const Tensor& state, const Tensor& x, const Tensor& 
                             const std::optional<Tensor>& dst_state_batch_indices,
                             const std::optional<Tensor>& cu_seqlens, const std::optional<Tensor>& num_accepted_tokens,
                             const std::optional<Tensor>& retrieve_parent_token, const Tensor& out);
+void conv1d_verify(const Tensor& x, const Tensor& conv_weight, const std::optional<Tensor>& conv_bias,
+                   const Tensor& rows, const Tensor& cursor, const Tensor& slots, int64_t x_heads, int64_t headdim,
+                   const std::optional<Tensor>& parents, const Tensor& out);
+void mamba1_verify(const Tensor& x, const Tensor& dt, const Tensor& B, const Tensor& C, const std::optional<Tensor>& z,
+                   const Tensor& A, const std::optional<Tensor>& D, const std::optional<Tensor>& dt_bias,
+                   const Tensor& checkpoint, const Tensor& x_rows, const Tensor& dt_rows, const Tensor& B_rows,
+                   const Tensor& cursor, const Tensor& slots, int64_t B_heads, int64_t C_heads, int64_t fold_every,
+                   const std::optional<Tensor>& parents, const Tensor& out);
+void mamba1_materialize(const Tensor& A, const std::optional<Tensor>& dt_bias, const Tensor& checkpoint,
+                        const Tensor& rows, const Tensor& x_rows, const Tensor& dt_rows, const Tensor& B_rows,
+                        const Tensor& cursor, const Tensor& slots, int64_t B_heads, int64_t fold_every,
+                        const Tensor& state, const Tensor& tail);
 void state_import(const Tensor& state, const Tensor& tail, const Tensor& checkpoint, const Tensor& rows,
                   const Tensor& cursor, const Tensor& slots);
 void slot_copy(const Tensor& cursor, const std::vector<Tensor>& states, const std::vector<Tensor>& kv,

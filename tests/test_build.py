@@ -69,7 +69,7 @@ def test_cuda_library_loads_without_a_driver_and_refuses_by_a_sentence():
     """Called as a C program would; with a device, too, the null pointer is not touched: the batch is empty there."""
     library = ctypes.CDLL(str(CUDA_LIBRARY))
     library.llamba_last_error.restype = ctypes.c_char_p
-    assert library.llamba_abi_version() == 3
+    assert library.llamba_abi_version() == 4
 
     class Commit(ctypes.Structure):
         _fields_ = [

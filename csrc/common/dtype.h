@@ -40,6 +40,8 @@ struct float16 {
   uint16_t bits;
 };
 
+[[maybe_unused]] LLAMBA_HOST_DEVICE int64_t element_size(llamba_dtype dtype) { return dtype == LLAMBA_FLOAT32 ? 4 : 2; }
+
 [[maybe_unused]] LLAMBA_HOST_DEVICE uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define LLAMBA_ABI_VERSION 3
+#define LLAMBA_ABI_VERSION 4
 #define LLAMBA_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -196,6 +196,113 @@ typedef struct {
 
 LLAMBA_API int llamba_materialize_cpu(const llamba_materialize_args* args);
 LLAMBA_API int llamba_materialize_cuda(const llamba_materialize_args* args, void* stream);
+
+/* ---- conv1d_verify: conv and SiLU of a Mamba-1 layer for the open step, whose other inputs depend on them -----------
+ * Fields as in llamba_mamba2_verify_args. out = SiLU(conv + bias), rounded to the dtype. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;         /* x, conv_weight, conv_bias, rows, out */
+  int32_t batch, max_ntokens; /* max_ntokens >= ntokens of every slot */
+  int32_t nheads, headdim;    /* of out */
+  int32_t x_heads;            /* divides nheads; head h of out reads x head h / (nheads / x_heads) */
+  const void* x;              /* [batch, max_ntokens, x_heads * headdim], raw */
+  int64_t x_stride_batch, x_stride_token;
+  const void* conv_weight; /* [nheads * headdim, width] */
+  int64_t conv_weight_stride_channel, conv_weight_stride_tap;
+  const void* conv_bias; /* [nheads * headdim] or NULL: zero */
+  void* rows;            /* [nslots, capacity, x_heads * headdim], in/out: the new tokens' x is written */
+  int64_t rows_stride_slot, rows_stride_row;
+  llamba_cursor cursor;   /* read: every slot must have an open step */
+  const int32_t* slots;   /* [batch], unique; < 0: padding */
+  const int32_t* parents; /* [batch, max_ntokens], an earlier token or -1, the committed ones; NULL: a chain */
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, nheads * headdim], written; zero beyond ntokens and for padding */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_conv1d_verify_args;
+
+LLAMBA_API int llamba_conv1d_verify_cpu(const llamba_conv1d_verify_args* args);
+LLAMBA_API int llamba_conv1d_verify_cuda(const llamba_conv1d_verify_args* args, void* stream);
+
+/* ---- mamba1_verify: SSM of a Mamba-1 layer for the open step ------------------------------------------------------
+ *   dt = softplus(dt + dt_bias);  state = exp(dt A) state + (dt x) B;  out = (state . C + D x) * SiLU(z)
+ * per channel, in float32, rounded once. Fields as in llamba_mamba2_verify_args. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;            /* x, dt, B, C, z, x_rows, dt_rows, B_rows, out */
+  llamba_dtype checkpoint_dtype; /* 16 bits: the running state is rounded after each fold_every-th token */
+  int32_t fold_every;            /* W of the session; with a float32 checkpoint only checked */
+  int32_t batch, max_ntokens;    /* max_ntokens >= ntokens of every slot */
+  int32_t d_inner;               /* channels */
+  int32_t dstate;                /* a multiple of 16 up to 64 */
+  int32_t B_heads, C_heads;      /* each divides d_inner; channel c reads B head c / (d_inner / B_heads), ... */
+  const void* x;                 /* [batch, max_ntokens, d_inner], after the conv */
+  int64_t x_stride_batch, x_stride_token;
+  const void* dt; /* [batch, max_ntokens, d_inner], raw: before bias and softplus */
+  int64_t dt_stride_batch, dt_stride_token;
+  const void* B; /* [batch, max_ntokens, B_heads * dstate] */
+  int64_t B_stride_batch, B_stride_token;
+  const void* C; /* [batch, max_ntokens, C_heads * dstate] */
+  int64_t C_stride_batch, C_stride_token;
+  const void* z; /* [batch, max_ntokens, d_inner] or NULL: no gate */
+  int64_t z_stride_batch, z_stride_token;
+  const float* A; /* [d_inner, dstate], negative: -exp(A_log) */
+  int64_t A_stride_channel;
+  const float* D;       /* [d_inner] or NULL: zero */
+  const float* dt_bias; /* [d_inner] or NULL: zero */
+  void* checkpoint;     /* [nslots, d_inner, dstate], in/out: written only where fold > 0 */
+  int64_t checkpoint_stride_slot, checkpoint_stride_channel;
+  void* x_rows; /* [nslots, capacity, d_inner], in/out: the new tokens' x is written */
+  int64_t x_rows_stride_slot, x_rows_stride_row;
+  void* dt_rows; /* [nslots, capacity, d_inner], in/out: dt, as x_rows */
+  int64_t dt_rows_stride_slot, dt_rows_stride_row;
+  void* B_rows; /* [nslots, capacity, B_heads * dstate], in/out: B, as x_rows */
+  int64_t B_rows_stride_slot, B_rows_stride_row;
+  llamba_cursor cursor;   /* read: every slot must have an open step */
+  const int32_t* slots;   /* [batch], unique; < 0: padding */
+  const int32_t* parents; /* [batch, max_ntokens], an earlier token or -1, the committed ones; NULL: a chain */
+  int64_t parents_stride_batch;
+  void* out; /* [batch, max_ntokens, d_inner], written; zero beyond ntokens and for padding */
+  int64_t out_stride_batch, out_stride_token;
+} llamba_mamba1_verify_args;
+
+LLAMBA_API int llamba_mamba1_verify_cpu(const llamba_mamba1_verify_args* args);
+LLAMBA_API int llamba_mamba1_verify_cuda(const llamba_mamba1_verify_args* args, void* stream);
+
+/* ---- mamba1_materialize: the state of a Mamba-1 layer at the current position, without changing anything ------------
+ * Fields as in llamba_mamba1_verify_args. No slot may have an open step. state_import takes what it gives, with
+ * nheads 1. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype, checkpoint_dtype;
+  int32_t fold_every;
+  int32_t batch, d_inner, dstate, B_heads;
+  int32_t x_dim;  /* channels of rows */
+  const float* A; /* [d_inner, dstate] */
+  int64_t A_stride_channel;
+  const float* dt_bias; /* or NULL */
+  const void* checkpoint;
+  int64_t checkpoint_stride_slot, checkpoint_stride_channel;
+  const void* rows; /* [nslots, capacity, x_dim], of conv1d_verify */
+  int64_t rows_stride_slot, rows_stride_row;
+  const void* x_rows;
+  int64_t x_rows_stride_slot, x_rows_stride_row;
+  const void* dt_rows;
+  int64_t dt_rows_stride_slot, dt_rows_stride_row;
+  const void* B_rows;
+  int64_t B_rows_stride_slot, B_rows_stride_row;
+  llamba_cursor cursor; /* read */
+  const int32_t* slots; /* [batch], unique; < 0: padding */
+  float* state;         /* [batch, d_inner, dstate], written; zero for padding */
+  int64_t state_stride_batch, state_stride_channel;
+  void* tail; /* [batch, width-1, x_dim] raw rows before the position, oldest first, written; zero where none */
+  int64_t tail_stride_batch, tail_stride_row;
+} llamba_mamba1_materialize_args;
+
+LLAMBA_API int llamba_mamba1_materialize_cpu(const llamba_mamba1_materialize_args* args);
+LLAMBA_API int llamba_mamba1_materialize_cuda(const llamba_mamba1_materialize_args* args, void* stream);
 
 /* ---- state_import: what materialize gave, into slots that cursor_reset(prompt = position, fold_every 1,
  * max_rollback 0) has prepared ------------------------------------------------------------------------------------- */

@@ -11,6 +11,7 @@
 //           holds dstate index 16 v + l; the dot product with C adds the vectors in order, then the lanes in the fixed
 //           tree of vec.h. Conv outputs are rounded to the activation dtype before use
 #include "common/vec.h"
+#include "conv1d_verify/conv1d_vec.h"
 #include "mamba2_verify/mamba2_verify_cpu.h"
 
 namespace llamba {
@@ -34,104 +35,17 @@ struct Scratch {
   float* decay;         // [ntotal] and up to a whole vector
 };
 
-// ---- conv ----
-
-// Taps of sixteen channels, one vector per tap. next: how many channels further on the next ones are.
-template <typename T, int kWidth>
-LLAMBA_INLINE void load_taps(const llamba_mamba2_verify_args& args, int32_t channel, int lanes, int32_t next,
-                             vec16 (&taps)[kWidth]) {
-  const T* weight = static_cast<const T*>(args.conv_weight) + channel * args.conv_weight_stride_channel;
-  if (kWidth == 4 && lanes == kLanes && args.conv_weight_stride_channel == 4 && args.conv_weight_stride_tap == 1) {
-    for (int line = 0; line < kWidth; ++line) {
-      __builtin_prefetch(weight + next * kWidth + line * kLanes);  // see conv
-    }
-    load_columns(weight, taps[0], taps[1], taps[kWidth - 2], taps[kWidth - 1]);
-    return;
-  }
-  for (int tap = 0; tap < kWidth; ++tap) {
-    float column[kLanes] = {};
-    for (int lane = 0; lane < lanes; ++lane) {
-      column[lane] = to_float(weight[lane * args.conv_weight_stride_channel + tap * args.conv_weight_stride_tap]);
-    }
-    taps[tap] = load(column);
-  }
-}
-
-// Where each token's conv finds its raw inputs, oldest first; nullptr: zero.
-template <typename T>
-void find_inputs(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void** inputs) {
-  const T* slot_rows = static_cast<const T*>(args.rows) + sequence.slot * args.rows_stride_slot;
-  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch;
-  for (int32_t t = 0; t < sequence.live + sequence.ntokens; ++t) {
-    for (int32_t tap = 0; tap < args.cursor.width; ++tap) {
-      const int32_t row = sequence.tokens[t].window[tap];
-      inputs[t * args.cursor.width + tap] = row == kZeroRow ? nullptr
-                                            : row >= 0      ? slot_rows + row * args.rows_stride_row
-                                                            : new_tokens + (-2 - row) * args.xBC_stride_token;
-    }
-  }
-}
-
-// Conv outputs of `channels` channels for tokens first, first + 1, ...; out [tokens, stride]. Lanes beyond `channels`
-// in the last vector are zero.
-template <typename T, int kWidth>
-void conv(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void* const* inputs,
-          int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
-  const T* bias = static_cast<const T*>(args.conv_bias);
-  for (int32_t offset = 0; offset < channels; offset += kLanes) {
-    const int lanes = lanes_left(channels - offset);
-    const int32_t at = channel + offset;
-    vec16 taps[kWidth];
-    load_taps<T, kWidth>(args, at, lanes, channels, taps);
-    const vec16 start = bias ? load_first(bias + at, lanes) : broadcast(0.0f);
-    for (int32_t t = first; t < sequence.live + sequence.ntokens; ++t) {
-      vec16 y = start;
-#pragma GCC unroll 4
-      for (int tap = 0; tap < kWidth; ++tap) {
-        const T* input = static_cast<const T*>(inputs[t * kWidth + tap]);
-        const vec16 value = input ? load_first(input + at, lanes) : broadcast(0.0f);
-        // the next head's channels, a whole scan from now: too many streams for the processor to foresee
-        if (input && (tap + 1 == kWidth || t == first)) __builtin_prefetch(input + at + channels);
-        y = fma(taps[tap], value, y);
-      }
-      store(out + (t - first) * stride + offset, rounded_to<T>(silu(y)));
-    }
-  }
-}
-
-template <typename T>
-void conv_any(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const void* const* inputs,
-              int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
-  switch (args.cursor.width) {
-    case 2: return conv<T, 2>(args, sequence, inputs, channel, channels, first, out, stride);
-    case 3: return conv<T, 3>(args, sequence, inputs, channel, channels, first, out, stride);
-    default: return conv<T, kMaxWidth>(args, sequence, inputs, channel, channels, first, out, stride);
-  }
-}
-
-// The new tokens' raw channels go to their rows.
-template <typename T>
-void store_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t channel,
-                int32_t channels) {
-  if (sequence.ntokens == 0) return;
-  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch + channel;
-  T* slot_rows = static_cast<T*>(args.rows) + sequence.slot * args.rows_stride_slot + channel;
-  for (int32_t i = 0; i < sequence.ntokens; ++i) {
-    const T* token = new_tokens + i * args.xBC_stride_token;
-    T* row = slot_rows + sequence.tokens[sequence.live + i].row * args.rows_stride_row;
-    for (int32_t c = 0; c < channels; ++c) row[c] = token[c];
-  }
-}
+// ---- inputs ----
 
 // Step sizes and decays of one head for all tokens; the new tokens' raw dt go to their rows if this call owns them.
 template <typename T>
-void prepare_dt(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int32_t head, bool owns_rows,
+void prepare_dt(const llamba_mamba2_verify_args& args, const StepSequence& sequence, int32_t head, bool owns_rows,
                 const Scratch& scratch) {
   T* slot_rows = static_cast<T*>(args.dt_rows) + sequence.slot * args.dt_rows_stride_slot + head;
   const T* new_tokens = static_cast<const T*>(args.dt) + sequence.batch_idx * args.dt_stride_batch + head;
   const float bias = args.dt_bias ? args.dt_bias[head] : 0.0f;
   for (int32_t t = 0; t < sequence.live + sequence.ntokens; ++t) {
-    const Mamba2Token& token = sequence.tokens[t];
+    const StepToken& token = sequence.tokens[t];
     const T raw = t < sequence.live ? slot_rows[token.row * args.dt_rows_stride_row]
                                     : new_tokens[(t - sequence.live) * args.dt_stride_token];
     if (t >= sequence.live && owns_rows) slot_rows[token.row * args.dt_rows_stride_row] = raw;
@@ -220,12 +134,12 @@ struct Tile {
 // Takes state rows `row` to `rows` of a block, kRows at a time, columns column to column + 16 kVecs, through all tokens.
 // Returns the first row that is left. kTree: some token starts from a branch state.
 template <typename S, int kRows, int kVecs, bool kTree>
-int scan_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
-              int32_t head, int32_t dim, int row, int rows, int32_t column) {
+int scan_rows(const llamba_mamba2_verify_args& args, const StepSequence& sequence, const Scratch& scratch, int32_t head,
+              int32_t dim, int row, int rows, int32_t column) {
   constexpr int64_t kTileFloats = int64_t{kRows} * kVecs * kLanes;
   const int32_t live = sequence.live, ntotal = sequence.live + sequence.ntokens, fold = sequence.fold;
   const int64_t row_stride = args.checkpoint_stride_dim, dstate = args.dstate;
-  const Mamba2Token* tokens = sequence.tokens;
+  const StepToken* tokens = sequence.tokens;
   S* checkpoint = static_cast<S*>(args.checkpoint) + sequence.slot * args.checkpoint_stride_slot +
                   head * args.checkpoint_stride_head + dim * row_stride + column;
   for (; row + kRows <= rows; row += kRows) {
@@ -266,7 +180,7 @@ int scan_rows(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seque
 
 // All rows of a block, kVecs vectors of dstate wide from `column` on; what is left of dstate goes to narrower tiles.
 template <typename S, int kVecs, bool kTree>
-void scan_columns(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
+void scan_columns(const llamba_mamba2_verify_args& args, const StepSequence& sequence, const Scratch& scratch,
                   int32_t head, int32_t dim, int rows, int32_t column) {
   constexpr int kRows = kTileVecs / kVecs;
   for (; column + kVecs * kLanes <= args.dstate; column += kVecs * kLanes) {
@@ -277,7 +191,7 @@ void scan_columns(const llamba_mamba2_verify_args& args, const Mamba2Sequence& s
 }
 
 template <typename T>
-void write_outputs(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, const Scratch& scratch,
+void write_outputs(const llamba_mamba2_verify_args& args, const StepSequence& sequence, const Scratch& scratch,
                    const float* x, int64_t x_stride, int32_t head, int32_t dim, int rows) {
   T* out = static_cast<T*>(args.out) + sequence.batch_idx * args.out_stride_batch + head * args.out_stride_head + dim;
   const vec16 D = broadcast(args.D ? args.D[head] : 0.0f);
@@ -290,7 +204,7 @@ void write_outputs(const llamba_mamba2_verify_args& args, const Mamba2Sequence& 
 }
 
 template <typename T>
-void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int64_t begin, int64_t end,
+void run_blocks(const llamba_mamba2_verify_args& args, const StepSequence& sequence, int64_t begin, int64_t end,
                 float* floats) {
   const int32_t ntotal = sequence.live + sequence.ntokens, blocks = (args.headdim + kBlock - 1) / kBlock;
   const int64_t x_stride = int64_t{blocks} * kBlock;
@@ -308,35 +222,42 @@ void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seq
   const int32_t heads_per_x = args.nheads / args.x_heads, heads_per_B = args.nheads / args.B_heads,
                 heads_per_C = args.nheads / args.C_heads;
   const int32_t B_channel = args.x_heads * args.headdim, C_channel = B_channel + args.B_heads * args.dstate;
-  find_inputs<T>(args, sequence, scratch.inputs);
+  const T* new_tokens = static_cast<const T*>(args.xBC) + sequence.batch_idx * args.xBC_stride_batch;
+  T* slot_rows = static_cast<T*>(args.rows) + sequence.slot * args.rows_stride_slot;
+  find_inputs<T>(sequence, args.cursor.width, slot_rows, args.rows_stride_row, new_tokens, args.xBC_stride_token,
+                 scratch.inputs);
+  const ConvWeights weights{args.conv_weight, args.conv_weight_stride_channel, args.conv_weight_stride_tap,
+                            args.conv_bias, args.cursor.width};
+  const auto conv = [&](int32_t channel, int32_t channels, int32_t first, float* out, int64_t stride) {
+    convolve_any<T>(weights, {scratch.inputs, first, ntotal}, channel, channel, channels, out, stride);
+  };
+  const auto keep = [&](int32_t channel, int32_t channels) {
+    store_rows<T>(sequence, new_tokens, args.xBC_stride_token, slot_rows, args.rows_stride_row, channel, channels);
+  };
   int32_t x_head = -1, B_head = -1, C_head = -1, dt_head = -1;  // what the scratch holds
   for (int64_t item = begin; item < end; ++item) {
     const int32_t head = static_cast<int32_t>(item / blocks), dim = static_cast<int32_t>(item % blocks) * kBlock;
     const int rows = args.headdim - dim < kBlock ? args.headdim - dim : kBlock;
     if (x_head != head / heads_per_x) {
       x_head = head / heads_per_x;
-      conv_any<T>(args, sequence, scratch.inputs, x_head * args.headdim, args.headdim, 0, scratch.x, x_stride);
+      conv(x_head * args.headdim, args.headdim, 0, scratch.x, x_stride);
     }
     if (B_head != head / heads_per_B) {
       B_head = head / heads_per_B;
-      conv_any<T>(args, sequence, scratch.inputs, B_channel + B_head * args.dstate, args.dstate, 0, scratch.B,
-                  args.dstate);
+      conv(B_channel + B_head * args.dstate, args.dstate, 0, scratch.B, args.dstate);
     }
     if (C_head != head / heads_per_C) {
       C_head = head / heads_per_C;
-      conv_any<T>(args, sequence, scratch.inputs, C_channel + C_head * args.dstate, args.dstate, sequence.live,
-                  scratch.C, args.dstate);
+      conv(C_channel + C_head * args.dstate, args.dstate, sequence.live, scratch.C, args.dstate);
     }
     if (dt_head != head) {
       dt_head = head;
       prepare_dt<T>(args, sequence, head, dim == 0, scratch);
     }
     // Rows that several heads share are written by the first head's item, and only there.
-    if (head % heads_per_x == 0) store_rows<T>(args, sequence, x_head * args.headdim + dim, rows);
-    if (head % heads_per_B == 0 && dim == 0)
-      store_rows<T>(args, sequence, B_channel + B_head * args.dstate, args.dstate);
-    if (head % heads_per_C == 0 && dim == 0)
-      store_rows<T>(args, sequence, C_channel + C_head * args.dstate, args.dstate);
+    if (head % heads_per_x == 0) keep(x_head * args.headdim + dim, rows);
+    if (head % heads_per_B == 0 && dim == 0) keep(B_channel + B_head * args.dstate, args.dstate);
+    if (head % heads_per_C == 0 && dim == 0) keep(C_channel + C_head * args.dstate, args.dstate);
 
     for (int32_t t = 0; t < ntotal; ++t) {
       store(scratch.dtx + t * kBlock, mul(broadcast(scratch.dt[t]), load(scratch.x + t * x_stride + dim)));
@@ -355,7 +276,13 @@ void run_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& seq
 
 }  // namespace
 
-void mamba2_blocks(const llamba_mamba2_verify_args& args, const Mamba2Sequence& sequence, int64_t begin, int64_t end,
+int64_t mamba2_scratch_floats(const llamba_mamba2_verify_args& args, const StepSequence& sequence) {
+  const int64_t ntotal = sequence.live + sequence.ntokens, headdim = (args.headdim + kBlock - 1) / kBlock * kBlock;
+  return ntotal * (kInputFloats + headdim + args.dstate + kBlock + 2) + 2 * kLanes +
+         sequence.ntokens * (int64_t{args.dstate} + kBlock * kLanes) + int64_t{sequence.nbranches} * kTileVecs * kLanes;
+}
+
+void mamba2_blocks(const llamba_mamba2_verify_args& args, const StepSequence& sequence, int64_t begin, int64_t end,
                    float* scratch) {
   LLAMBA_SWITCH_DTYPE(args.dtype, T, run_blocks<T>(args, sequence, begin, end, scratch));
 }

@@ -1,11 +1,8 @@
 // materialize on the CPU: mamba2_verify's own kernel takes the live rows from the checkpoint to a state of their own.
-#include <vector>
-
 #include "common/dtype.h"
-#include "cursor/cursor_edit.h"
-#include "cursor/cursor_slots.h"
+#include "cursor/step_plan.h"
 #include "mamba2_verify/mamba2_check.h"
-#include "mamba2_verify/mamba2_plan.h"
+#include "mamba2_verify/mamba2_verify_cpu.h"
 #include "materialize/materialize_verify.h"
 
 namespace llamba {
@@ -23,57 +20,29 @@ void write_zero_state(const llamba_materialize_args& args, int32_t i) {
   }
 }
 
-// table: the slot's row ids from the oldest of the width-1 tokens before the position on, or nullptr: padding.
-template <typename T>
-void write_tail(const llamba_materialize_args& args, int32_t i, const int32_t* table, int32_t conv_dim) {
-  for (int32_t t = 0; t + 1 < args.cursor.width; ++t) {
-    T* tail = static_cast<T*>(args.tail) + i * args.tail_stride_batch + t * args.tail_stride_row;
-    const bool absent = table == nullptr || table[t] < 0;
-    const T* row = static_cast<const T*>(args.rows);
-    if (!absent) row += args.slots[i] * args.rows_stride_slot + table[t] * args.rows_stride_row;
-    for (int32_t channel = 0; channel < conv_dim; ++channel) tail[channel] = absent ? T{} : row[channel];
-  }
-}
-
 int materialize(const llamba_materialize_args& args) {
   const llamba_mamba2_verify_args verify = as_verify(args);
   int status = check_mamba2_sizes(kOp, verify);
-  if (status == LLAMBA_OK) status = check_slots(kOp, args.slots, args.batch, args.cursor.nslots);
   if (status != LLAMBA_OK) return status;
-  std::vector<Mamba2Sequence> sequences;
-  for (int32_t i = 0; i < args.batch; ++i) {
-    const int32_t slot = args.slots[i];
-    if (slot < 0) continue;
-    status = check_slot(kOp, args.cursor, slot);
-    if (status != LLAMBA_OK) return status;
-    const int32_t* header = args.cursor.data + slot * args.cursor.slot_stride;
-    if (header[kNtokens] != kNoStep) {
-      return fail(LLAMBA_VALUE_ERROR,
-                  "%s: slot %d must have no open step (commit it, or reset the slot if the step failed); got one of %d "
-                  "tokens",
-                  kOp, slot, header[kNtokens]);
-    }
-    Mamba2Sequence sequence{};
-    sequence.batch_idx = i;
-    sequence.slot = slot;
-    sequence.live = header[kLive];
-    sequence.fresh = header[kPosition] == header[kLive];
-    sequence.state = args.state + i * args.state_stride_batch;
+  static thread_local StepPlan plan;
+  status = plan.make(kOp, step_args(verify, args.fold_every, "xBC"), false);
+  if (status != LLAMBA_OK) return status;
+  for (StepSequence& sequence : plan.sequences()) {
+    sequence.state = args.state + sequence.batch_idx * args.state_stride_batch;
     sequence.state_stride_head = args.state_stride_head;
     sequence.state_stride_dim = args.state_stride_dim;
-    sequences.push_back(sequence);
   }
-  Mamba2Plan plan;
-  plan.add(verify, sequences.data(), sequences.size());
-  mamba2_run(verify, sequences.data(), static_cast<int64_t>(sequences.size()));
+  mamba2_run(verify, plan);
 
-  const int32_t conv_dim = args.x_heads * args.headdim + (args.B_heads + args.C_heads) * args.dstate;
+  const int64_t size = element_size(args.dtype),
+                conv_dim = args.x_heads * args.headdim + (args.B_heads + args.C_heads) * args.dstate;
   for (int32_t i = 0; i < args.batch; ++i) {
     const int32_t slot = args.slots[i];
-    const int32_t* header = slot < 0 ? nullptr : args.cursor.data + slot * args.cursor.slot_stride;
-    const int32_t* table = header ? header + LLAMBA_CURSOR_HEADER + header[kLive] : nullptr;
     if (slot < 0) write_zero_state(args, i);
-    LLAMBA_SWITCH_DTYPE(args.dtype, T, write_tail<T>(args, i, table, conv_dim));
+    write_tail(args.cursor, slot,
+               static_cast<const char*>(args.rows) + (slot < 0 ? 0 : slot) * args.rows_stride_slot * size,
+               args.rows_stride_row * size, conv_dim * size,
+               static_cast<char*>(args.tail) + i * args.tail_stride_batch * size, args.tail_stride_row * size);
   }
   return LLAMBA_OK;
 }

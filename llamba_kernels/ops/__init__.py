@@ -3,9 +3,12 @@
 from .argmax import argmax
 from .attention_step import attention_step
 from .causal_conv1d_update import causal_conv1d_update
+from .conv1d_verify import conv1d_verify
 from .cursor import cursor_begin, cursor_commit, cursor_reset, cursor_rollback
 from .gated_rms_norm import gated_rms_norm
 from .kv_compact import kv_compact
+from .mamba1_materialize import mamba1_materialize
+from .mamba1_verify import mamba1_verify
 from .mamba2_verify import mamba2_verify
 from .materialize import materialize
 from .rms_norm import rms_norm
@@ -22,12 +25,15 @@ __all__ = [
     "argmax",
     "attention_step",
     "causal_conv1d_update",
+    "conv1d_verify",
     "cursor_begin",
     "cursor_commit",
     "cursor_reset",
     "cursor_rollback",
     "gated_rms_norm",
     "kv_compact",
+    "mamba1_materialize",
+    "mamba1_verify",
     "mamba2_verify",
     "materialize",
     "rms_norm",
