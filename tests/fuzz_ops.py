@@ -8,6 +8,7 @@ from fuzz_attention import ATTENTION_OPS
 from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, rows_shape, stored
 from fuzz_cursor import CURSOR_OPS
 from fuzz_dropins import DROPIN_OPS
+from fuzz_mamba1 import MAMBA1_OPS
 from fuzz_mamba2 import MAMBA2_VERIFY
 from fuzz_rows import ROW_OPS
 from fuzz_scan import SELECTIVE_SCAN
@@ -143,6 +144,7 @@ OPS = (
     *ROW_OPS,
     *ATTENTION_OPS,
     *CURSOR_OPS,
+    *MAMBA1_OPS,
     MAMBA2_VERIFY,
     SELECTIVE_SCAN,
     SSU,

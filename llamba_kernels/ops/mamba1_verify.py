@@ -37,9 +37,10 @@ def mamba1_verify(
     in float32, rounded once. The state starts at the checkpoint and is stored back only where the step folds; the new
     tokens' x, dt and B are stored as rows, so taking a token back is an edit of the cursor. A token's bits depend on
     the tokens on its own path alone: not on the window, the fold schedule, what was accepted before, the batch, or
-    other branches of a tree. A window of K tokens, or a path of K tokens in a tree, equals K one-token calls, bit for bit. To
-    keep this with a 16-bit checkpoint the running state is rounded whenever it passes a position that is a multiple of
-    fold_every, whether or not it is stored there. Every token is computed twice, once new and once folded.
+    other branches of a tree. A window of K tokens, or a path of K tokens in a tree, equals K one-token calls, bit for
+    bit. To keep this with a 16-bit checkpoint the running state is rounded whenever it passes a position that is a
+    multiple of fold_every, whether or not it is stored there. Every token is computed twice, once new and once
+    folded.
 
     Args:
         x: (batch, max_ntokens, d_inner) float32, bfloat16 or float16, after the conv (`conv1d_verify`). Last stride 1.
