@@ -129,8 +129,6 @@ class DecodeCache:
         check_int("DecodeCache: nslots", nslots, 1, INT32_MAX)
         check_dtype("DecodeCache: dtype", dtype)
         check_dtype("DecodeCache: checkpoint_dtype", checkpoint_dtype)
-        if "mamba1" in config.layers:
-            raise ValueError("DecodeCache: config must have attention, mamba2 and none as layers; got mamba1")
         if session is None:
             fold_every = fold_every_for(config, checkpoint_dtype)
             session = Session(fold_every=fold_every, width=config.mamba_d_conv)

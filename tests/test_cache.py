@@ -17,8 +17,12 @@ def model():
 @pytest.mark.parametrize("fold_every, max_rollback", [(1, 0), (4, 0), (4, 3), (5, 9)])
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 13])
 def test_prefill_hands_over_what_stepping_would_have_left(model, length, fold_every, max_rollback):
+    assert_prefill_hands_over(model, length, fold_every, max_rollback)
+
+
+def assert_prefill_hands_over(model, length, fold_every, max_rollback):
     """After a prefill, and after the same prompt fed in steps, the next token's logits agree to fp32 round-off."""
-    session = Session(max_window=3, fold_every=fold_every, max_rollback=max_rollback)
+    session = Session(3, fold_every, max_rollback, model.config.mamba_d_conv)
     prompt, more = torch.randint(50, (length,)), torch.randint(50, (1, 3))
     slot, one, three = (torch.tensor([value], dtype=torch.int32) for value in (0, 1, 3))
     logits = []

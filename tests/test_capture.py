@@ -113,9 +113,13 @@ def test_operators_that_point_to_their_own_lists_are_refused():
 
 
 def test_a_step_allocates_nothing():
+    assert_a_step_allocates_nothing(tiny_model(**NARROW))
+
+
+def assert_a_step_allocates_nothing(model):
     """From the second step of a shape on: torch's own allocator is watched while steps of two shapes are taken."""
-    model = tiny_model(**NARROW)
-    step = StepModel(model, DecodeCache(model.config, 64, Session(max_window=4, fold_every=2)))
+    session = Session(max_window=4, fold_every=2, width=model.config.mamba_d_conv)
+    step = StepModel(model, DecodeCache(model.config, 64, session))
     step.cache.prefill(model, 0, torch.tensor([1, 2, 3]))
     inputs = {window: torch.randint(50, (1, window)) for window in (1, 4)}
     slots, counts = int32(0), {window: int32(window) for window in (1, 4)}

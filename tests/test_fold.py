@@ -5,7 +5,7 @@ import torch
 
 from llamba_kernels import fold
 from llamba_kernels.cache import Cursor, Session
-from llamba_kernels.fold import Costs, choose_fold_every, describe, extra_cost
+from llamba_kernels.fold import Costs, choose_fold_every, choose_fold_every_of, describe, extra_cost
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,23 @@ def test_unknown_costs_are_refused():
     with pytest.raises(ValueError) as error:
         choose_fold_every("cuda", "mamba2", torch.float32, 1, 4)
     assert str(error.value) == (
-        "choose_fold_every: costs must be known for one of cpu mamba2 bfloat16, cpu mamba2 float16, "
-        "cpu mamba2 float32; got cuda mamba2 float32"
+        "choose_fold_every: costs must be known for one of cpu mamba1 bfloat16, cpu mamba1 float16, cpu mamba1 float32, "
+        "cpu mamba2 bfloat16, cpu mamba2 float16, cpu mamba2 float32; got cuda mamba2 float32"
     )
+
+
+def test_a_model_of_both_kinds_weighs_them_by_their_bytes(monkeypatch):
+    """One kind alone has its own W; the other's costs count as much as it has bytes. Without states there is no cost."""
+    monkeypatch.setitem(fold.COSTS, ("cpu", "mamba1", torch.float32, "cache"), Costs(1.0, 100.0, 0.0))
+    monkeypatch.setitem(fold.COSTS, ("cpu", "mamba2", torch.float32, "cache"), Costs(1000.0, 1.0, 0.0))
+
+    def chosen(mamba1, mamba2):
+        return choose_fold_every_of("cpu", {"mamba1": mamba1, "mamba2": mamba2}, torch.float32, 8)
+
+    assert [chosen(1000, 0), chosen(0, 1000), chosen(0, 0)] == [1, fold.LARGEST, 1]
+    between = [chosen(1000 - share, share) for share in range(0, 1001, 100)]
+    assert between == sorted(between) and len(set(between)) > 2
+    assert chosen(300, 700) == chosen(3, 7)
 
 
 def test_the_table_says_what_the_function_says():

@@ -205,12 +205,65 @@ def test_handover_gives_what_decoding_needs(hybrid, fold_point):
         ("mamba_chunk_size", 0, "mamba_chunk_size must be positive; got 0"),
         ("head_dim", 7, "head_dim must be even and positive; got 7"),
         ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters must have a rope_type in "),
+        ("mlp_layers", [True], "mlp_layers must say true or false of 3 layers; got [True]"),
+        ("rotary_dim", 7, "rotary_dim must be even and at most head_dim, 8; got 7"),
+        ("rotary_dim", -2, "rotary_dim must be positive; got -2"),
+        ("sliding_window", 0, "sliding_window must be positive; got 0"),
+        ("attention_scale", float("nan"), "attention_scale must be finite; got nan"),
+        ("embedding_multiplier", float("inf"), "embedding_multiplier must be finite; got inf"),
+        ("logits_divisor", 0.0, "logits_divisor must be positive and finite; got 0.0"),
+        ("mamba_norm_eps", -1.0, "mamba_norm_eps must be positive and finite; got -1.0"),
     ],
 )
 def test_a_faulty_config_is_one_sentence(field, value, message):
     with pytest.raises(ValueError) as error:
         LlambaConfig(**{**SIZES, field: value})
     assert str(error.value).startswith(f"LlambaConfig: {message}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"layers": ["none"] * 3, "mlp_layers": [True, False, True]},
+            'mlp_layers must be true for every layer that is "',
+        ),
+        ({"mamba1_selection": "x"}, "mamba1_selection must be conv or input; got 'x'"),
+        (
+            {"mamba1_d_state": 80},
+            "mamba1_d_state must be a multiple of 16 up to 64, the state sizes that decoding runs",
+        ),
+        (
+            {"mamba1_selection": "input", "mamba1_d_inner": 40},
+            "mamba1_d_inner must be a multiple of mamba1_d_state, 16;",
+        ),
+        ({"mamba1_x_heads": 2}, "mamba1_x_heads must divide mamba1_d_inner / 96 = 1; got 2"),
+        ({"mamba1_B_heads": 7}, "mamba1_B_heads must divide mamba1_d_inner, 96; got 7"),
+        ({"mamba1_C_heads": 5}, "mamba1_C_heads must divide mamba1_d_inner, 96; got 5"),
+        (
+            {"mamba1_inner_norm": "x"},
+            "mamba1_inner_norm must be null or plain or weighted when mamba1_selection is conv;",
+        ),
+        (
+            {"mamba1_selection": "input", "mamba1_inner_norm": "plain", "head_dim": 16},
+            "mamba1_inner_norm must be null when mamba1_selection is input; got 'plain'",
+        ),
+        ({"mamba1_inner_norm_eps": 0.0}, "mamba1_inner_norm_eps must be positive and finite; got 0.0"),
+    ],
+)
+def test_a_faulty_mamba1_config_is_one_sentence(change, message):
+    with pytest.raises(ValueError) as error:
+        LlambaConfig(**{**SIZES, "layers": ["mamba1"] * 3, **change})
+    assert str(error.value).startswith(f"LlambaConfig: {message}")
+
+
+def test_a_config_of_before_these_fields_is_the_same_model():
+    """Every field that a config.json lacks has the meaning that it had when there was no such field."""
+    now = LlambaConfig(**HYBRID).to_dict()
+    new = ("mlp", "rotary", "sliding", "attention_scale", "embedding", "residual", "logits", "mamba1_", "origin")
+    old = {name: now[name] for name in now if not name.startswith((*new, "mamba_conv", "mamba_proj", "mamba_norm_eps"))}
+    assert "mamba_norm_group_size" in old and LlambaConfig(**old).to_dict() == now
+    assert now["mlp_layers"] == [True] * 3 and now["rotary_dim"] == 8 and now["mamba_norm_eps"] == now["rms_norm_eps"]
 
 
 def test_from_llama_derives_the_mixers_from_the_attention():

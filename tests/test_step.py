@@ -91,16 +91,20 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype, checkpoint_dtype", DTYPES, ids=str)
 def test_logits_do_not_depend_on_windows_and_rejections(dtype, checkpoint_dtype):
+    assert_walk_equals_single_steps(tiny_model(LAYERS, dtype, **NARROW), checkpoint_dtype)
+
+
+def assert_walk_equals_single_steps(model, checkpoint_dtype, steps=150):
     """Random windows, acceptance, rollbacks against one token at a time, from one prefill: all logits bit for bit."""
-    model, rng = tiny_model(LAYERS, dtype, **NARROW), random.Random(0)
+    rng = random.Random(0)
     prompt, tokens = torch.randint(VOCAB, (7,)), torch.randint(VOCAB, (200,))
-    session = Session(max_window=5, fold_every=3, max_rollback=4)
+    session = Session(max_window=5, fold_every=3, max_rollback=4, width=model.config.mamba_d_conv)
     plain, walk = (make_step(model, session=session, checkpoint_dtype=checkpoint_dtype) for _ in range(2))
     for each in (plain, walk):
         each.cache.prefill(model, 0, prompt)
     expected = decode(plain, 0, tokens, 1)
     cursor, position = walk.cache.cursor, 0
-    for _ in range(150):
+    for _ in range(steps):
         window = rng.randint(1, 5)
         right = rng.randint(0, window)  # the first tokens are the sequence's, the others are wrong drafts
         step_tokens = tokens[position : position + window].clone()
@@ -115,12 +119,17 @@ def test_logits_do_not_depend_on_windows_and_rejections(dtype, checkpoint_dtype)
         n = min(n, position)
         cursor.rollback(int32(0), int32(n))
         position -= n
-    assert position > 40
+    assert position > steps // 4
 
 
 def test_copies_and_saved_states_decode_alike(model):
+    assert_copies_and_saved_states_decode_alike(model)
+
+
+def assert_copies_and_saved_states_decode_alike(model):
     prompt, tokens, other = torch.randint(VOCAB, (5,)), torch.randint(VOCAB, (23,)), torch.randint(VOCAB, (9,))
-    step = make_step(model, 4, Session(max_window=4, fold_every=4, max_rollback=2))
+    width = model.config.mamba_d_conv
+    step = make_step(model, 4, Session(max_window=4, fold_every=4, max_rollback=2, width=width))
     step.cache.prefill(model, 0, prompt)
     step.cache.prefill(model, 3, other)
     decode(step, 0, tokens[:7], 4)
@@ -130,7 +139,7 @@ def test_copies_and_saved_states_decode_alike(model):
     expected = decode(step, 0, tokens[7:], 1)
     for slot in (1, 3):
         assert_bitwise(decode(step, slot, tokens[7:], 4), expected)
-    elsewhere = make_step(model, 2, Session(max_window=3))
+    elsewhere = make_step(model, 2, Session(max_window=3, width=width))
     elsewhere.cache.state_import(1, saved)
     assert_bitwise(decode(elsewhere, 1, tokens[7:], 3), expected)
     after = [buffer[2] for layer in step.cache.layers for buffer in vars(layer).values()]

@@ -114,10 +114,9 @@ class Mamba1Mixer(nn.Module):
 
 
 def scan(x, dt, A, B, C, D, z, dt_bias, *, B_heads, C_heads, initial_state) -> tuple[Tensor, Tensor]:
-    """`ops.selective_scan` where it runs, else the same token by token: on other devices, in fp64, for a gradient."""
+    """`ops.selective_scan` where it runs, else the same token by token: on other devices and in fp64."""
     inputs = x, dt, A, B, C, D, z, dt_bias
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, initial_state))
-    if x.device.type != "cpu" or x.dtype == torch.float64 or wants_grad:
+    if x.device.type != "cpu" or x.dtype == torch.float64:
         return scan_by_token(*inputs, B_heads, C_heads, initial_state)
     heads = {"B_heads": B_heads, "C_heads": C_heads}
     return selective_scan(*inputs, **heads, initial_state=initial_state, return_final_state=True)

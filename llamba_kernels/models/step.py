@@ -44,7 +44,7 @@ class StepModel:
     The weights are read in place, in their own dtype; only A, D and dt_bias are taken in fp32, by `bind`, which whoever
     changes the model calls again. All memory of a step is allocated here. A step's operators are captured at the first
     step of each shape and from then on replayed, without Python or torch between them; only what torch computes, some
-    activations and a residual multiplier, cuts a capture in two.
+    activations and the multipliers, cuts a capture in two and allocates a little.
     """
 
     def __init__(self, model: LlambaForCausalLM, cache: DecodeCache):

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..buffers import AttentionBuffers, Mamba2Buffers
+from ..buffers import AttentionBuffers, Mamba1Buffers, Mamba2Buffers
 from ..ops import (
     attention_step,
+    conv1d_verify,
     gated_rms_norm,
+    mamba1_materialize,
+    mamba1_verify,
     mamba2_verify,
     materialize,
     rms_norm,
@@ -22,6 +25,7 @@ from ..ops import (
     silu_mul,
     skinny_linear,
 )
+from .mamba1 import Mamba1Mixer
 from .mamba2 import Mamba2Mixer
 from .model import LlambaAttention, LlambaDecoderLayer, LlambaMLP
 from .workspace import Space
@@ -66,6 +70,37 @@ def mamba2(step: "StepModel", mixer: Mamba2Mixer, dynamics, buffers: Mamba2Buffe
     linear(mixer.out_proj, space.ssm, space.mixed)
 
 
+def mamba1(step: "StepModel", mixer: Mamba1Mixer, dynamics, buffers: Mamba1Buffers, space: Space) -> None:
+    table = step.cache.cursor.table
+    if mixer.from_input:
+        sources = mixer.in_proj_x, mixer.in_proj_z, mixer.dt_proj_down, mixer.B_proj, mixer.C_proj
+        outs = space.m1_x, space.m1_z, space.m1_low, space.m1_B, space.m1_C
+        for module, out in zip(sources, outs, strict=True):
+            linear(module, space.u, out)
+    else:
+        linear(mixer.in_proj, space.u, space.m1_projected)
+    conv1d_verify(
+        *(space.m1_x, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, buffers.rows, table, space.slots),
+        x_heads=mixer.x_heads,
+        headdim=mixer.headdim,
+        out=space.m1_conv,
+    )
+    if not mixer.from_input:
+        linear(mixer.x_proj, space.m1_conv, space.m1_selected)
+        for part, weight in zip((space.m1_low, space.m1_B, space.m1_C), step.inner_norms(mixer), strict=False):
+            rms_norm(part, weight, mixer.inner_norm_eps, out=part)
+    skinny_linear(space.m1_low, mixer.dt_proj.weight, out=space.m1_dt)
+    mamba1_verify(
+        *(space.m1_conv, space.m1_dt, space.m1_B, space.m1_C, space.m1_z, *dynamics),
+        *(buffers.checkpoint, buffers.x_rows, buffers.dt_rows, buffers.B_rows, table, space.slots),
+        B_heads=mixer.B_heads,
+        C_heads=mixer.C_heads,
+        fold_every=step.cache.session.fold_every,
+        out=space.m1_y,
+    )
+    linear(mixer.out_proj, space.m1_y, space.mixed)
+
+
 def attention(step: "StepModel", mixer: LlambaAttention, _, buffers: AttentionBuffers, space: Space) -> None:
     q, k, v = space.q, space.k, space.v
     for proj, out in ((mixer.q_proj, q), (mixer.k_proj, k), (mixer.v_proj, v)):
@@ -107,7 +142,7 @@ def activate(act_fn: Callable[[Tensor], Tensor], gate: Tensor | None, up: Tensor
             row.mul_(act_fn(gate_row))
 
 
-MIXERS = {"attention": attention, "mamba2": mamba2}
+MIXERS = {"attention": attention, "mamba1": mamba1, "mamba2": mamba2}
 
 
 def save_layer(step: "StepModel", layer: LlambaDecoderLayer, dynamics, buffers, slot: int) -> tuple[Tensor, ...]:
@@ -119,12 +154,20 @@ def save_layer(step: "StepModel", layer: LlambaDecoderLayer, dynamics, buffers, 
         position = step.cache.cursor.position(slot)
         return tuple(cache[slot, :, :position].clone() for cache in (buffers.k, buffers.v))
     (A, _, dt_bias), conv = dynamics, layer.mamba.conv1d
-    state, tail = materialize(
-        *(conv.weight.squeeze(1), conv.bias, A, dt_bias),
-        *(buffers.checkpoint, buffers.rows, buffers.dt_rows, table, slots),
-        x_heads=step.config.mamba_x_heads,
-        B_heads=step.config.mamba_B_heads,
-        C_heads=step.config.mamba_C_heads,
-        fold_every=step.cache.session.fold_every,
-    )
+    if layer.kind == "mamba1":
+        state, tail = mamba1_materialize(
+            *(A, dt_bias, buffers.checkpoint, buffers.rows, buffers.x_rows, buffers.dt_rows, buffers.B_rows),
+            *(table, slots),
+            B_heads=layer.mamba.B_heads,
+            fold_every=step.cache.session.fold_every,
+        )
+    else:
+        state, tail = materialize(
+            *(conv.weight.squeeze(1), conv.bias, A, dt_bias),
+            *(buffers.checkpoint, buffers.rows, buffers.dt_rows, table, slots),
+            x_heads=step.config.mamba_x_heads,
+            B_heads=step.config.mamba_B_heads,
+            C_heads=step.config.mamba_C_heads,
+            fold_every=step.cache.session.fold_every,
+        )
     return state[0], tail[0]
