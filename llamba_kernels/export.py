@@ -82,10 +82,11 @@ def export_model(
             torch.save({entry.name: entry.tensor() for entry in entries}, staging / WEIGHTS_NAME)
         else:
             _write_shards(entries, staging)
-        model.generation_config.save_pretrained(staging)
-        for pattern in COMPANIONS if source is not None else ():
-            for path in Path(source).glob(pattern):
-                shutil.copy(path, staging)
+        companions = [] if source is None else [path for each in COMPANIONS for path in Path(source).glob(each)]
+        for path in companions:
+            shutil.copy(path, staging)
+        if not any(path.name == "generation_config.json" for path in companions):
+            model.generation_config.save_pretrained(staging)
 
 
 def export_checkpoint(

@@ -1,10 +1,10 @@
 """MambaInLlama's hybrids of both variants, token by token, with the names and settings of the published checkpoints."""
 
 import torch
-from torch.nn import functional as F
 
-from .hybrid import attention_ref, mamba2_ref
-from .mamba_ssm import causal_conv, rms_norm
+from .attention_layer import attention_ref
+from .hybrid import mamba2_ref
+from .layer import convolve, linear, norm, silu, softplus
 
 STATE = 16  # columns per channel of the Mamba-1 variant, and channels of its groups
 NORM_EPS = 1e-5  # of the Mamba-2 variant's gated norm
@@ -27,7 +27,7 @@ def mamba_in_llama_ref(tokens, parameters, config, mamba_config, compute_dtype=t
         hidden = weights["model.embed_tokens.weight"][token]
         for i in range(number):
             layer = _below(weights, f"model.layers.{i}.")
-            u, mixer = stored(rms_norm(hidden, layer["input_layernorm.weight"], eps)), _below(layer, "mamba.")
+            u, mixer = stored(norm(hidden, layer["input_layernorm.weight"], eps)), _below(layer, "mamba.")
             if i in mamba_config["attn_layers"]:
                 mixed = attention_ref(u, _below(layer, "self_attn."), config, past[i], stored)
             elif mixer2 is not None:
@@ -35,10 +35,10 @@ def mamba_in_llama_ref(tokens, parameters, config, mamba_config, compute_dtype=t
             else:
                 mixed, states[i] = grouped_mamba1_ref(u, mixer, past[i], states[i], stored)
             hidden = stored(hidden + mixed)
-            u = stored(rms_norm(hidden, layer["post_attention_layernorm.weight"], eps))
-            gate, up = (stored(layer[f"mlp.{name}_proj.weight"] @ u) for name in ("gate", "up"))
-            hidden = stored(hidden + stored(layer["mlp.down_proj.weight"] @ stored(F.silu(gate) * up)))
-        logits.append(stored(weights["lm_head.weight"] @ stored(rms_norm(hidden, weights["model.norm.weight"], eps))))
+            u = stored(norm(hidden, layer["post_attention_layernorm.weight"], eps))
+            gate, up = (stored(linear(u, layer, f"mlp.{name}_proj")) for name in ("gate", "up"))
+            hidden = stored(hidden + stored(layer["mlp.down_proj.weight"] @ stored(silu(gate) * up)))
+        logits.append(stored(weights["lm_head.weight"] @ stored(norm(hidden, weights["model.norm.weight"], eps))))
     return torch.stack(logits)
 
 
@@ -47,17 +47,18 @@ def grouped_mamba1_ref(u, layer, past, state, stored):
 
     dt, B and C come from the layer's input, x alone is convolved, after its groups have been repeated.
     """
-    x, z, B, C = (stored(layer[f"{name}.weight"] @ u) for name in ("in_proj_x", "in_proj_z", "B_proj", "C_proj"))
+    x, z, B, C = (stored(linear(u, layer, name)) for name in ("in_proj_x", "in_proj_z", "B_proj", "C_proj"))
     repeats = len(z) // len(x)
     x, B = (v.view(-1, STATE).repeat_interleave(repeats, dim=0) for v in (x, B))  # [groups, 16]
-    x = causal_conv(x.flatten(), layer, past, stored)
+    past.append(x.flatten())
+    x = stored(convolve(layer, past))
     # The projection has a bias, and the scan adds the same bias again.
     dt = stored(layer["dt_proj.weight"] @ stored(layer["dt_proj_down.weight"] @ u)) + 2 * layer["dt_proj.bias"]
-    step = F.softplus(dt).view(-1, STATE, 1)
+    step = softplus(dt).view(-1, STATE, 1)
     A = -torch.exp(layer["A_log"]).view(-1, STATE, STATE)
     state = torch.exp(step * A) * state + step * x.view(-1, STATE, 1) * B[:, None, :]
     y = (state * C.view(-1, 1, STATE)).sum(-1).flatten() + layer["D"] * x
-    return stored(layer["out_proj.weight"] @ stored(y * F.silu(z))), state
+    return stored(layer["out_proj.weight"] @ stored(y * silu(z))), state
 
 
 def _second_variant(mamba_config):

@@ -1,9 +1,9 @@
 """state-spaces' Mamba and Mamba-2 models, token by token, with their own names of parameters and settings."""
 
 import torch
-from torch.nn import functional as F
 
 from .hybrid import mamba2_ref
+from .layer import convolve, linear, norm, silu, softplus
 
 EPS = 1e-5  # of every norm
 
@@ -28,38 +28,27 @@ def mamba_ssm_ref(tokens, parameters, config, compute_dtype=torch.float64, store
         residual = embedding[token]
         for i in range(config["n_layer"]):
             layer = _below(weights, f"backbone.layers.{i}.")
-            u, mixer = stored(rms_norm(residual, layer["norm.weight"])), _below(layer, "mixer.")
+            u, mixer = stored(norm(residual, layer["norm.weight"], EPS)), _below(layer, "mixer.")
             if second:
                 mixed, states[i] = mamba2_ref(u, mixer, _stock(config, mixer), past[i], states[i], stored)
             else:
                 mixed, states[i] = mamba1_ref(u, mixer, past[i], states[i], stored)
             residual = residual + mixed
-        logits.append(stored(head @ stored(rms_norm(residual, weights["backbone.norm_f.weight"]))))
+        logits.append(stored(head @ stored(norm(residual, weights["backbone.norm_f.weight"], EPS))))
     return torch.stack(logits)
 
 
 def mamba1_ref(u, layer, past, state, stored):
     """The newest token's output, [d_model], and state, [d_inner, d_state]; its raw x, [d_inner], joins past."""
-    x, z = stored(F.linear(u, layer["in_proj.weight"], layer.get("in_proj.bias"))).chunk(2)
-    x = causal_conv(x, layer, past, stored)
-    rank, columns = layer["dt_proj.weight"].shape[1], layer["A_log"].shape[1]
-    low, B, C = stored(layer["x_proj.weight"] @ x).split([rank, columns, columns])
-    step = F.softplus(stored(layer["dt_proj.weight"] @ low) + layer["dt_proj.bias"])  # [d_inner]
-    state = torch.exp(-step[:, None] * torch.exp(layer["A_log"])) * state + (step * x)[:, None] * B
-    y = stored((state @ C + layer["D"] * x) * F.silu(z))
-    return stored(F.linear(y, layer["out_proj.weight"], layer.get("out_proj.bias"))), state
-
-
-def causal_conv(x, layer, past, stored):
-    """SiLU of the depthwise convolution of x, [channels], which joins past, and of the tokens before it."""
+    x, z = stored(linear(u, layer, "in_proj")).chunk(2)
     past.append(x)
-    taps = reversed(layer["conv1d.weight"][:, 0].T)  # the newest token's first; before the first token there is none
-    conv = layer.get("conv1d.bias", 0) + sum(t * earlier for t, earlier in zip(taps, reversed(past), strict=False))
-    return stored(F.silu(conv))
-
-
-def rms_norm(v, weight, eps=EPS):
-    return v / torch.sqrt((v * v).mean() + eps) * weight
+    x = stored(convolve(layer, past))
+    rank, columns = layer["dt_proj.weight"].shape[1], layer["A_log"].shape[1]
+    low, B, C = stored(linear(x, layer, "x_proj")).split([rank, columns, columns])
+    step = softplus(stored(layer["dt_proj.weight"] @ low) + layer["dt_proj.bias"])  # [d_inner]
+    state = torch.exp(-step[:, None] * torch.exp(layer["A_log"])) * state + (step * x)[:, None] * B
+    y = stored((state @ C + layer["D"] * x) * silu(z))
+    return stored(linear(y, layer, "out_proj")), state
 
 
 def _stock(config, mixer):

@@ -14,10 +14,13 @@ MAX_WINDOW, FOLD_EVERY, MAX_ROLLBACK = 5, 3, 4
 def theirs_by_step(model, tokens, prompt):
     """transformers' model: a prompt of `prompt` tokens, then one token at a time with its own cache."""
     output = model(tokens[None, :prompt], use_cache=True)
-    cache = "cache_params" if "cache_params" in output else "past_key_values"
     rows = [output.logits[0]]
-    for token in tokens[prompt:]:
-        output = model(token.view(1, 1), use_cache=True, **{cache: output[cache]})
+    for position, token in enumerate(tokens[prompt:], start=prompt):
+        if "cache_params" in output:  # a stack of mixers, which has no positions
+            cache = {"cache_params": output.cache_params}
+        else:  # Bamba starts counting again unless it is told
+            cache = {"past_key_values": output.past_key_values, "position_ids": torch.tensor([[position]])}
+        output = model(token.view(1, 1), use_cache=True, **cache)
         rows.append(output.logits[0])
     return torch.cat(rows)
 

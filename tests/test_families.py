@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 from foreign import FOREIGN, make_foreign, without_warnings
-from parity import STEPS, assert_bf16_parity, assert_fp32_parity, prefill, theirs_by_step
+from parity import STEPS, WAYS, assert_bf16_parity, assert_fp32_parity, prefill, theirs_by_step
 
 from llamba_kernels.models import load_model
 from llamba_kernels.models.families import FAMILIES, foreign_shapes, names
@@ -18,6 +18,10 @@ from llamba_kernels.models.families import FAMILIES, foreign_shapes, names
 def sequences():
     """Prompts shorter than the convolution, and around a multiple of fold_every."""
     return [(torch.randint(97, (prompt + STEPS,)), prompt) for prompt in (2, 23)]
+
+
+def ways(model):
+    return (prefill,) if "mamba1" in model.config.layers else WAYS
 
 
 def saved(family, folder, dtype=torch.float32):
@@ -30,21 +34,21 @@ def saved(family, folder, dtype=torch.float32):
 def test_fp32(family, tmp_path):
     with without_warnings():
         theirs = saved(family, tmp_path)
-        ways = (prefill,)
-        assert_fp32_parity(load_model(tmp_path), sequences(), lambda *given: theirs_by_step(theirs, *given), ways)
+        model = load_model(tmp_path)
+        assert_fp32_parity(model, sequences(), lambda *given: theirs_by_step(theirs, *given), ways(model))
 
 
 @pytest.mark.parametrize("family", FOREIGN)
 def test_bf16(family, tmp_path):
     with without_warnings():
         theirs = saved(family, tmp_path, torch.bfloat16)
-        exact = copy.deepcopy(theirs).double()
+        exact, model = copy.deepcopy(theirs).double(), load_model(tmp_path, torch.bfloat16)
         assert_bf16_parity(
-            load_model(tmp_path, torch.bfloat16),
+            model,
             sequences(),
             lambda tokens, _: exact(tokens[None]).logits[0].detach(),
             lambda *given: theirs_by_step(theirs, *given),
-            (prefill,),
+            ways(model),
         )
 
 

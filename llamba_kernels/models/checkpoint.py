@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 FLOATS = {
@@ -22,13 +23,13 @@ FLOATS = {
     "BF16": torch.bfloat16,
 }  # safetensors' names
 NAMES = {dtype: name for name, dtype in FLOATS.items()}
-BLOCK = 2**22  # elements converted at a time
-MAPPED = 2**26  # bytes of a mapped file that may become resident before it is mapped anew
+BLOCK = 2**24  # bytes converted at a time
 
 
 def line(error: BaseException) -> str:
     """An error's message on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c for c in str(error) if c.isprintable() or c.isspace())  # torch.load's is in bold
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
@@ -78,24 +79,27 @@ def check_generation_config(source: str) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where and how a tensor is stored. start: of its bytes in a safetensors file; None: in a pickled one."""
+    """Where and how a tensor is stored: its bytes from `start` on. stride: None if they are contiguous."""
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
-    start: int | None
+    start: int
+    stride: tuple[int, ...] | None = None
 
 
 class Weights:
-    """The tensors of a checkpoint: what is stored is known at once, values are read on demand, never a whole file."""
+    """The tensors of a checkpoint: what is stored is known at once, values are read on demand.
+
+    Files are read, not mapped: pages of a mapping count as the process's own memory as long as it exists.
+    """
 
     def __init__(self, source: str):
         self.source = source
         self.stored: dict[str, Stored] = {}
-        self._mapped: dict[str, Tensor] = {}
-        self._mapped_path, self._touched = None, 0
+        self._block = torch.empty(0, dtype=torch.uint8)  # one for all, as freed ones would be left as holes
         for path in _weight_files(source):
-            found = _safetensors(path) if path.suffix == ".safetensors" else self._pickled(path)
+            found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
             for name in found.keys() & self.stored.keys():
                 raise ValueError(
                     f"load_model: {name} must be stored once; got it in {path} and in {self.stored[name].path}"
@@ -106,42 +110,44 @@ class Weights:
         """Fill `out`, contiguous and of the tensor's shape, converting to its dtype."""
         stored = self.stored[name]
         try:
-            if stored.start is None:
-                self._read_pickled(name, stored, out)
+            if stored.stride is None:
+                self._read(stored, out.view(-1))
             else:
-                _read_bytes(stored, out.view(-1))
+                last = sum((size - 1) * step for size, step in zip(stored.shape, stored.stride, strict=True))
+                whole = torch.empty(last + 1, dtype=out.dtype)
+                self._read(stored, whole)
+                out.copy_(whole.as_strided(stored.shape, stored.stride))
         except (OSError, EOFError) as error:
             raise ValueError(f"load_model: {stored.path} must hold readable weights; got {line(error)}") from error
 
     def equals(self, name: str, tensor: Tensor) -> bool:
-        """Whether the stored values, converted, are those of a contiguous tensor; a part of it at a time."""
-        part = torch.empty_like(tensor)
-        self.read(name, part)
-        return torch.equal(part, tensor)
+        """Whether the stored values, converted, are those of a contiguous tensor."""
+        other = torch.empty_like(tensor)
+        self.read(name, other)
+        return torch.equal(other, tensor)
 
-    def _pickled(self, path: Path) -> dict[str, Stored]:
-        tensors = self._map(path)
-        if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-            raise ValueError(f"load_model: {path} must hold tensors by name; got {type(tensors).__name__}")
-        return {
-            str(name): Stored(path, tuple(t.shape), NAMES.get(t.dtype, str(t.dtype).removeprefix("torch.")), None)
-            for name, t in tensors.items()
-        }
+    def _read(self, stored: Stored, out: Tensor) -> None:
+        dtype = FLOATS[stored.dtype]
+        with stored.path.open("rb", buffering=0) as file:
+            file.seek(stored.start)
+            if out.dtype == dtype:
+                _fill(file, out)
+                return
+            if not len(self._block):
+                self._block = torch.empty(BLOCK, dtype=torch.uint8)
+            block = self._block.view(dtype)
+            for part in out.split(len(block)):
+                _fill(file, block[: len(part)])
+                part.copy_(block[: len(part)])
 
-    def _map(self, path: Path):
-        self._mapped = {}  # unmaps the pages that were touched
-        try:
-            self._mapped = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"load_model: {path} must hold readable weights; got {line(error)}") from error
-        self._mapped_path, self._touched = path, 0
-        return self._mapped
 
-    def _read_pickled(self, name: str, stored: Stored, out: Tensor) -> None:
-        if self._mapped_path != stored.path or self._touched > MAPPED:
-            self._map(stored.path)
-        out.copy_(self._mapped[name])
-        self._touched += out.numel() * self._mapped[name].element_size()
+def _fill(file, out: Tensor) -> None:
+    view = memoryview(out.view(torch.uint8).numpy())
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise EOFError("the end of the file")
+        view = view[count:]
 
 
 def _safetensors(path: Path) -> dict[str, Stored]:
@@ -161,21 +167,25 @@ def _safetensors(path: Path) -> dict[str, Stored]:
     }
 
 
-def _read_bytes(stored: Stored, out: Tensor) -> None:
-    dtype = FLOATS[stored.dtype]
-    with stored.path.open("rb", buffering=0) as file:
-        file.seek(stored.start)
-        for begin in range(0, out.numel(), BLOCK):
-            part = out[begin : begin + BLOCK]
-            block = part if part.dtype == dtype else torch.empty(len(part), dtype=dtype)
-            view = memoryview(block.view(torch.uint8).numpy())
-            while len(view):
-                count = file.readinto(view)
-                if not count:
-                    raise EOFError("the end of the file")
-                view = view[count:]
-            if block is not part:
-                part.copy_(block)
+def _pickled(path: Path) -> dict[str, Stored]:
+    """The tensors' places in torch.save's zip file; nothing but tensors is unpickled, and none of their values."""
+    try:
+        with FakeTensorMode():
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"load_model: {path} must hold readable weights; got {line(error)}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"load_model: {path} must hold tensors by name; got {type(tensors).__name__}")
+    found = {}
+    for name, tensor in tensors.items():
+        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        if start is None:
+            raise ValueError(f"load_model: {path} must be a file of torch 1.6 or newer; got an older format")
+        start += tensor.storage_offset() * tensor.element_size()
+        dtype = NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+        stride = None if tensor.is_contiguous() else tensor.stride()
+        found[str(name)] = Stored(path, tuple(tensor.shape), dtype, start, stride)
+    return found
 
 
 def _weight_files(source: str) -> list[Path]:

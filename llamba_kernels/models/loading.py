@@ -162,10 +162,11 @@ def _fill(model: LlambaForCausalLM, weights: Weights, known: list[Rule], dtype: 
 
 
 def _set_generation_config(model: LlambaForCausalLM, source: str) -> None:
-    if find(source, "generation_config.json") is None:
+    path = find(source, "generation_config.json")
+    if path is None:
         return
     try:
-        model.generation_config = GenerationConfig.from_pretrained(source)
+        model.generation_config = GenerationConfig.from_pretrained(path.parent)
     except Exception as error:  # whatever of its fields transformers stumbles over
         raise ValueError(
             f"load_model: generation_config.json of {source} must be one that transformers reads; got {line(error)}"

@@ -63,7 +63,7 @@ def inspect(config: LlambaConfig, stored: Mapping[str, Stored]) -> dict:
         "dtypes": {name: entry.dtype for name, entry in stored.items() if entry.dtype != dtype},
         "renames": renames,
         "tied": config.tie_word_embeddings and "lm_head.weight" in stored,
-        "format": "bin" if any(entry.start is None for entry in stored.values()) else "safetensors",
+        "format": "safetensors" if all(entry.path.suffix == ".safetensors" for entry in stored.values()) else "bin",
         **(module.inspect(stored) if hasattr(module, "inspect") else {}),
     }
 
