@@ -169,3 +169,62 @@ def test_refused_outputs(change, kind, sentence):
     assert_refused(kind, f"selective_scan: {sentence}", lambda: call(op, *arguments))
     for name in outputs.keys() - change.keys():
         assert_bitwise(outputs[name], torch.full(OUTPUTS[name], 7.0))
+
+
+BACKWARD = dict(
+    **GOOD,
+    chunk_states=torch.ones(2, 0, 8, 4),
+    grad_y=torch.ones(2, 3, 4),
+    grad_final_state=torch.ones(2, 4, 8),
+    grad_states=torch.ones(2, 1, 4, 8),
+)
+WANTED = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
+REFUSED_GRADIENTS = {
+    "chunk_states": (
+        dict(chunk_states=torch.ones(2, 1, 8, 4)),
+        ValueError,
+        "chunk_states must have shape (batch, chunks, dstate, d_inner) = (2, 0, 8, 4); got (2, 1, 8, 4)",
+    ),
+    "grad_y": (
+        dict(grad_y=torch.ones(2, 3, 4).half()),
+        TypeError,
+        "grad_y must have the dtype of x, float32; got float16",
+    ),
+    "grad_final_state": (
+        dict(grad_final_state=torch.ones(1, 4, 8)),
+        ValueError,
+        "grad_final_state must have shape (nsequences, d_inner, dstate) = (2, 4, 8); got (1, 4, 8)",
+    ),
+    "grad_states": (
+        dict(grad_states=torch.ones(2, 3, 4, 8)),
+        ValueError,
+        "grad_states must have shape (batch, length / state_every, d_inner, dstate) = (2, 1, 4, 8); got (2, 3, 4, 8)",
+    ),
+    "state_every": (dict(state_every=0), ValueError, f"state_every must be 1 to {MOST}; got 0"),
+    "grad_x": (
+        dict(grad_x=torch.ones(2, 3, 5)),
+        ValueError,
+        "grad_x must have shape (batch, length, d_inner) = (2, 3, 4); got (2, 3, 5)",
+    ),
+    "grad_A": (dict(grad_A=torch.ones(4, 8).half()), TypeError, "grad_A must be float32; got float16"),
+    "grad_A rows": (dict(grad_A=torch.ones(4, 9)[:, :8]), TypeError, "grad_A must have stride 8 in dimension 0; got 9"),
+    "grad_z": (dict(grad_z=None), TypeError, "grad_z must be a tensor with z; got None"),
+    "grad_dt is x": (dict(grad_dt=GOOD["x"]), TypeError, "grad_dt must share no memory with x; got one that does"),
+    "grad_z overlaps grad_x": (
+        dict(grad_x=SHARED[:24].view(2, 3, 4), grad_z=SHARED[20:44].view(2, 3, 4)),
+        TypeError,
+        "grad_z must share no memory with grad_x; got one that does",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, kind, sentence", REFUSED_GRADIENTS.values(), ids=REFUSED_GRADIENTS)
+def test_refused_gradients(change, kind, sentence):
+    """Of the backward operator; nothing is written then."""
+    written = {f"grad_{name}": torch.full(GOOD[name].shape, 7.0) for name in WANTED}
+    op = torch.ops.llamba.selective_scan_backward.default
+    assert_refused(
+        kind, f"selective_scan_backward: {sentence}", lambda: call(op, *(BACKWARD | written | change).values())
+    )
+    for name in written.keys() - change.keys():
+        assert_bitwise(written[name], torch.full(GOOD[name[5:]].shape, 7.0))

@@ -231,6 +231,13 @@ void selective_scan_backward(const Tensor& x, const Tensor& dt, const Tensor& A,
     args.grad_initial_state_stride_batch = grad_initial_state->stride(0);
     args.grad_initial_state_stride_channel = grad_initial_state->stride(1);
   }
+  std::vector<NamedTensor> written = {
+      {"grad_x", &grad_x}, {"grad_dt", &grad_dt}, {"grad_A", &grad_A}, {"grad_B", &grad_B}, {"grad_C", &grad_C}};
+  if (grad_D) written.push_back({"grad_D", &*grad_D});
+  if (z) written.push_back({"grad_z", &*grad_z});
+  if (grad_dt_bias) written.push_back({"grad_dt_bias", &*grad_dt_bias});
+  if (grad_initial_state) written.push_back({"grad_initial_state", &*grad_initial_state});
+  check_apart(kOp, written);
   run(kOp, x, args, llamba_selective_scan_backward_cpu);
 }
 
