@@ -31,7 +31,7 @@ COSTS = {
     ("cpu", "mamba2", torch.bfloat16, "cache"): Costs(write=19.5, replay=11.6, round=13.0),
     ("cpu", "mamba2", torch.float16, "memory"): Costs(write=8.4, replay=12.1, round=7.5),
     ("cpu", "mamba2", torch.float16, "cache"): Costs(write=6.6, replay=11.1, round=8.1),
-    # A Mamba-1 layer takes an exponential for each element and token; one core, beside other work, the least of 40 runs.
+    # Mamba-1 takes an exponential for each element and token; one core, beside other work, the least of 40 runs.
     ("cpu", "mamba1", torch.float32, "memory"): Costs(write=1.9, replay=153.0, round=0.0),
     ("cpu", "mamba1", torch.float32, "cache"): Costs(write=6.5, replay=125.0, round=0.0),
     ("cpu", "mamba1", torch.bfloat16, "memory"): Costs(write=73.0, replay=181.0, round=200.0),

@@ -45,13 +45,14 @@ def test_unknown_costs_are_refused():
     with pytest.raises(ValueError) as error:
         choose_fold_every("cuda", "mamba2", torch.float32, 1, 4)
     assert str(error.value) == (
-        "choose_fold_every: costs must be known for one of cpu mamba1 bfloat16, cpu mamba1 float16, cpu mamba1 float32, "
+        "choose_fold_every: costs must be known for one of "
+        "cpu mamba1 bfloat16, cpu mamba1 float16, cpu mamba1 float32, "
         "cpu mamba2 bfloat16, cpu mamba2 float16, cpu mamba2 float32; got cuda mamba2 float32"
     )
 
 
 def test_a_model_of_both_kinds_weighs_them_by_their_bytes(monkeypatch):
-    """One kind alone has its own W; the other's costs count as much as it has bytes. Without states there is no cost."""
+    """One kind alone has its own W; another counts as much as it has bytes. Without states there is no cost."""
     monkeypatch.setitem(fold.COSTS, ("cpu", "mamba1", torch.float32, "cache"), Costs(1.0, 100.0, 0.0))
     monkeypatch.setitem(fold.COSTS, ("cpu", "mamba2", torch.float32, "cache"), Costs(1000.0, 1.0, 0.0))
 
