@@ -370,8 +370,9 @@ def _dtype(name: str):
 
 
 def _load_with_draft(name: str, dtype: str, draft: str):
-    from .speculative.by_name import draft_by_name
+    from .speculative.by_name import check_name, draft_by_name
 
+    check_name(draft)
     model, tokenizer = _load(name, dtype)
     return model, tokenizer, draft_by_name(draft, model, tokenizer, name)
 

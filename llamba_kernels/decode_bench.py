@@ -13,7 +13,7 @@ from .models.families import foreign_shapes
 from .models.presets import preset_config
 from .models.random_weights import random_model
 from .speculative import SpeculativeDecoder
-from .speculative.by_name import own_draft_by_name
+from .speculative.by_name import check_name, own_draft_by_name
 
 PROMPT_TOKENS = 64
 
@@ -58,6 +58,7 @@ def make_preset(
             f"bench: preset must fit the {available:,} bytes of memory that are available; got {name} in "
             f"{str(dtype).removeprefix('torch.')}, which takes {total:,}"
         )
+    check_name(draft)
     if draft not in ("lookup", "none") and not draft.startswith("first:"):
         raise ValueError(
             f"bench: draft must be lookup, none or first:N with a preset, which has no tokenizer; got {draft}"
