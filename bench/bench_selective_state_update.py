@@ -39,18 +39,18 @@ def make(shape, batch, ntokens, dtype, state_dtype):
 
 
 def eager(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
-    """One token after the other, the state in place, fp32 in between."""
-    outs = []
+    """One token after the other in fp32, the state rounded once, in place."""
+    outs, new = [], state
     for each in [None] if x.dim() < state.dim() else range(x.shape[1]):
         at = [t if each is None or t is None else t[:, each] for t in (x, dt, B, C, z)]
         x_t, dt_t, B_t, C_t, z_t = (None if t is None else t.float() for t in at)
         if state.dim() == 4:
             B_t, C_t = (t.repeat_interleave(state.shape[1] // t.shape[1], 1) for t in (B_t, C_t))
         step = softplus(dt_t + dt_bias)
-        new = torch.exp(step[..., None] * A) * state + (step * x_t)[..., None] * B_t[..., None, :]
-        state.copy_(new)
+        new = torch.exp(step[..., None] * A) * new + (step * x_t)[..., None] * B_t[..., None, :]
         y = (new @ C_t[..., None]).squeeze(-1) + D * x_t
         outs.append((y if z_t is None else y * silu(z_t)).to(x.dtype))
+    state.copy_(new)
     return outs[0] if len(outs) == 1 else torch.stack(outs, 1)
 
 

@@ -1,4 +1,4 @@
-"""selective_state_update as a plain loop over sequences and tokens, and a sequence's outputs in closed form."""
+"""selective_state_update as a plain loop over sequences and tokens."""
 
 import torch
 from torch.nn.functional import silu, softplus
@@ -27,15 +27,11 @@ def selective_state_update_ref(
     compute_dtype=torch.float64,
 ):
     """Returns out, of x's shape, in compute_dtype and unrounded; state and buffer are written in their own dtype."""
-    if state.dim() == 3:  # one head
-        state, A, D, dt_bias = (
-            None if p is None else p.unsqueeze(1 if p is state else 0) for p in (state, A, D, dt_bias)
-        )
+    has_heads, buffer = state.dim() == 4, intermediate_states_buffer
+    if not has_heads:
+        state, buffer = state.unsqueeze(1), None if buffer is None else buffer.unsqueeze(2)
+        A, D, dt_bias = (None if p is None else p.unsqueeze(0) for p in (A, D, dt_bias))
         x, dt, B, C, z = (None if t is None else t.unsqueeze(-2) for t in (x, dt, B, C, z))
-        buffer = None if intermediate_states_buffer is None else intermediate_states_buffer.unsqueeze(2)
-        squeezed = True
-    else:
-        buffer, squeezed = intermediate_states_buffer, False
     out = torch.zeros(x.shape, dtype=compute_dtype)
     wide = [None if t is None else t.to(compute_dtype) for t in (A, D, dt_bias)]
     src, dst = (as_columns(t) for t in (state_batch_indices, dst_state_batch_indices))
@@ -66,7 +62,7 @@ def selective_state_update_ref(
             explicit = src is not None or dst is not None
             if not (padding or disable_state_update or target < 0 or (explicit and target == pad_slot_id)):
                 state[target] = current.to(state.dtype)
-    return out.squeeze(-2) if squeezed else out
+    return out if has_heads else out.squeeze(-2)
 
 
 def as_columns(indices):
@@ -81,12 +77,3 @@ def advance(state, x, dt, B, C, z, A, D, dt_bias, dt_softplus):
     state = torch.exp(dt[..., None] * A) * state + (dt * x)[..., None] * B
     y = (state * C).sum(-1) + (0 if D is None else D * x)
     return state, y if z is None else y * silu(z)
-
-
-def closed_form(state, x, dt, A, B, C):
-    """y (T, H, P) of one sequence: state (H, P, N), x and dt (T, H, P), A (H, P, N), B and C (T, H, N)."""
-    total = torch.cumsum(dt[..., None] * A, 0)  # of exponents, up to and with each token
-    decay = torch.exp(total[:, None] - total[None, :])  # [t, s]
-    decay = decay * torch.ones(len(x), len(x), dtype=x.dtype).tril()[:, :, None, None, None]
-    y = torch.einsum("tshpn,shp,shn,thn->thp", decay, dt * x, B, C)
-    return y + torch.einsum("thpn,hpn,thn->thp", torch.exp(total), state, C)
