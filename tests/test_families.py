@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 from foreign import FOREIGN, make_foreign, without_warnings
-from parity import STEPS, WAYS, assert_bf16_parity, assert_fp32_parity, prefill, theirs_by_step
+from parity import STEPS, assert_bf16_parity, assert_fp32_parity, theirs_by_step
 
 from llamba_kernels.models import load_model
 from llamba_kernels.models.families import FAMILIES, foreign_shapes, names
@@ -18,10 +18,6 @@ from llamba_kernels.models.families import FAMILIES, foreign_shapes, names
 def sequences():
     """Prompts shorter than the convolution, and around a multiple of fold_every."""
     return [(torch.randint(97, (prompt + STEPS,)), prompt) for prompt in (2, 23)]
-
-
-def ways(model):
-    return (prefill,) if "mamba1" in model.config.layers else WAYS
 
 
 def saved(family, folder, dtype=torch.float32):
@@ -35,7 +31,7 @@ def test_fp32(family, tmp_path):
     with without_warnings():
         theirs = saved(family, tmp_path)
         model = load_model(tmp_path)
-        assert_fp32_parity(model, sequences(), lambda *given: theirs_by_step(theirs, *given), ways(model))
+        assert_fp32_parity(model, sequences(), lambda *given: theirs_by_step(theirs, *given))
 
 
 @pytest.mark.parametrize("family", FOREIGN)
@@ -48,7 +44,6 @@ def test_bf16(family, tmp_path):
             sequences(),
             lambda tokens, _: exact(tokens[None]).logits[0].detach(),
             lambda *given: theirs_by_step(theirs, *given),
-            ways(model),
         )
 
 

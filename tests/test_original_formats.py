@@ -6,15 +6,11 @@ No other code of theirs runs here: the bf16 yardstick is the reference with ever
 import pytest
 import torch
 from originals import FORMATS, write
-from parity import STEPS, WAYS, assert_bf16_parity, assert_fp32_parity, prefill
+from parity import STEPS, assert_bf16_parity, assert_fp32_parity
 
 from llamba_kernels.models import load_model
 from python_ref.mamba_in_llama import mamba_in_llama_ref
 from python_ref.mamba_ssm import mamba_ssm_ref
-
-
-def ways(model):
-    return (prefill,) if "mamba1" in model.config.layers else WAYS
 
 
 def sequences():
@@ -33,7 +29,7 @@ def reference(config, mamba_config, parameters, **rounding):
 def test_fp32(name, tmp_path):
     expected = reference(*write(tmp_path, name))
     model = load_model(tmp_path)
-    assert_fp32_parity(model, sequences(), expected, ways(model))
+    assert_fp32_parity(model, sequences(), expected)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -41,4 +37,4 @@ def test_bf16(name, tmp_path):
     given = write(tmp_path, name, torch.bfloat16)
     exact, yardstick = reference(*given), reference(*given, stored_dtype=torch.bfloat16)
     model = load_model(tmp_path, torch.bfloat16)
-    assert_bf16_parity(model, sequences(), exact, yardstick, ways(model))
+    assert_bf16_parity(model, sequences(), exact, yardstick)
