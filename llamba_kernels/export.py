@@ -16,6 +16,8 @@ bamba             llama.cpp (attn_rotary_emb is the whole head) and transformers
                   use that one, as vLLM did, rotate half of each head: not exact there if there are attention layers.
 nemotron_h, mamba2  hold no SwiGLU or no attention with RoPE: represent no such hybrid.
 
+Logits were compared in transformers (tests/test_export.py); of the other engines the loaders were read, not run.
+
 Both engines' layouts want heads of hidden_size / num_attention_heads channels, d_inner a multiple of hidden_size, and
 one epsilon for all norms; anything else is refused by the name of the field. The price of repeating: an 8B hybrid's
 in_proj grows from 10,272 rows to 16,416.
