@@ -11,7 +11,7 @@ from parity import STEPS, assert_bf16_parity, assert_fp32_parity, exact_logits
 
 from llamba_kernels.models import LlambaConfig, LlambaForCausalLM
 
-WELL_CONDITIONED = {"initializer_range": 0.15, "rms_norm_eps": 0.1}
+WELL_CONDITIONED = {"initializer_range": 0.1, "rms_norm_eps": 0.1}  # rounding is then not amplified a hundredfold
 
 
 def make_model(change, dtype):
@@ -33,7 +33,7 @@ def test_in_bf16(change):
     model = make_model(change, torch.bfloat16)
     assert_bf16_parity(
         model,
-        sequences([1, 23, 24]),
+        sequences([2, 40]),
         lambda tokens, _: exact_logits(model, tokens),
         lambda tokens, _: exact_logits(model, tokens, stored_dtype=torch.bfloat16),
     )
