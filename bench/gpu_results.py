@@ -8,7 +8,8 @@ A file is one JSON object; bench/results/<gpu>/mamba2_verify.json is one. Times 
               torch, commit, clocks_sm_mem_maxmem (as nvidia-smi prints them), peers ({package: version}),
               copy_gb_per_s: 1e9 bytes read and written per second by copying a large tensor
     rows      one per case, mix and contender:
-      shape         [nheads, headdim, dstate, ngroups]
+      op            "mamba1_verify"; a row without it is one of mamba2_verify
+      shape         [nheads, headdim, dstate, ngroups]; mamba1_verify: [d_inner, dstate, B_heads, C_heads]
       batch, ntokens (tokens of the window), activations, checkpoint (dtypes)
       mix           "steady": every step keeps 3 tokens (1, 2 of a window of 1, 2), live rows and folds as they then
                     are; "no live rows"; "any": this contender's step is always the same
@@ -29,6 +30,7 @@ from pathlib import Path
 KEY = ("shape", "activations", "checkpoint", "mix", "batch", "ntokens", "contender")
 OURS = ("recurrent", "matmul")
 RIVALS = ("flashinfer ring", "flashinfer mtp", "mamba_ssm", "snapshot")
+LETTERS = {"mamba2_verify": "hdng", "mamba1_verify": "dnBC"}
 COLUMNS = ["batch", "tokens", "contender", "W", "us min", "us median", "GB/s", "% copy", "bound us", "bound by"]
 RATIOS = ["x single steps", *(f"x {rival}" for rival in RIVALS)]
 
@@ -122,8 +124,9 @@ def lines(data):
         groups.setdefault(key(row)[:4], []).append(row)
     for (shape, activations, checkpoint, mix), group in groups.items():
         yield ""
-        sizes = " ".join(f"{letter}{size}" for letter, size in zip("hdng", shape, strict=True))
-        yield f"mamba2_verify, {sizes}, {activations}, {checkpoint} checkpoint, mix: {mix}"
+        op = group[0].get("op", "mamba2_verify")
+        sizes = " ".join(f"{letter}{size}" for letter, size in zip(LETTERS[op], shape, strict=True))
+        yield f"{op}, {sizes}, {activations}, {checkpoint} checkpoint, mix: {mix}"
         yield from aligned([COLUMNS + RATIOS, *(cells(rows, row) for row in group)])
 
 

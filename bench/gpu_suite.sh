@@ -3,8 +3,8 @@
 #
 # Builds for the GPU at hand, runs the GPU tests and a subset of them under compute-sanitizer, then the benchmarks
 # against whichever rivals are installed. OUTDIR gets mamba2_verify.json (bench/gpu_results.py has the schema) and
-# .txt, fold_every_W.json (one case at other W), compare.txt and .png, targets.txt, missing.txt (rows not measured),
-# summary.txt and a log per stage. A stage that fails or outlasts its limit is reported and the next one runs; the exit
+# .txt, mamba1_verify.json and .txt, fold_every_W.json (one case at other W), compare.txt and .png, targets.txt,
+# missing.txt (rows not measured), summary.txt and a log per stage. A stage that fails or outlasts its limit is reported and the next one runs; the exit
 # status is 0 only if all passed. After LLAMBA_SUITE_SECONDS (480) only the reports are still written, which takes
 # less than 100 s more. COMMIT names the version where there is no git. Needed: torch, pytest, ninja, nvcc. PYTHON=...
 # chooses the Python.
@@ -14,8 +14,9 @@ python=${PYTHON:-python3}
 deadline=${LLAMBA_SUITE_SECONDS:-480}
 pytest="-m pytest -q -p no:cacheprovider"
 tests="$pytest tests/test_cuda_device.py tests/test_cursor.py tests/test_mamba2_*.py"
-tests="$tests tests/test_gpu_bench.py tests/test_snapshot_triton.py --device cuda"
-sanitized="$pytest tests/test_mamba2_verify.py tests/test_mamba2_matmul.py --device cuda"
+tests="$tests tests/test_mamba1_verify.py tests/test_mamba1_device.py tests/test_gpu_bench.py"
+tests="$tests tests/test_snapshot_triton.py --device cuda"
+sanitized="$pytest tests/test_mamba2_verify.py tests/test_mamba2_matmul.py tests/test_mamba1_verify.py --device cuda"
 all="chain"
 few="chain and (base or 128 or bf16-chain) and not of_64" # for the tools that watch every access: they are slower
 bench="$pytest bench/bench_mamba2_verify_gpu.py --benchmark --resume"
@@ -29,7 +30,7 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 commit=${2:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
 results=$out/mamba2_verify.json
-rm -f "$results" "$out"/fold_every_*.json "$out/summary.txt"
+rm -f "$results" "$out"/mamba1_verify.* "$out"/fold_every_*.json "$out/summary.txt"
 failed=0
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # the package is built in place, not installed
 export PYTHONUNBUFFERED=1 # a stage that is killed has said what it had to say
@@ -128,6 +129,10 @@ for fold_every in 2 8; do
     stage "bench-fold-every-$fold_every" 40 "$python" $bench --commit "$commit" --fold-every "$fold_every" \
         --results "$out/fold_every_$fold_every.json" -k "(recurrent or matmul) and h128 and b64 and k4 and not fp16"
 done
+
+stage bench-mamba1 60 "$python" $pytest bench/bench_mamba1_verify_gpu.py --benchmark --commit "$commit" \
+    --results "$out/mamba1_verify.json"
+[ -e "$out/mamba1_verify.json" ] && "$python" bench/gpu_results.py "$out/mamba1_verify.json" >"$out/mamba1_verify.txt"
 
 deadline=$((SECONDS + 1000)) # the reports are written whatever the time
 stage table 15 "$python" bench/gpu_results.py "$results"; cp "$out/table.log" "$out/mamba2_verify.txt"

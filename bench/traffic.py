@@ -77,6 +77,41 @@ def launch_work(shape, batch, ntokens, phases, activations, checkpoint) -> Work:
     return sum(steps, Work(0, 0, 0)) * (batch / len(steps)) + Work(parameters, 0, 0)
 
 
+@dataclass(frozen=True)
+class Mamba1Shape:
+    """Sizes of a Mamba-1 layer."""
+
+    d_inner: int
+    dstate: int
+    B_heads: int
+    C_heads: int
+
+    def __str__(self):
+        return f"d{self.d_inner} n{self.dstate} B{self.B_heads} C{self.C_heads}"
+
+    @property
+    def state_elements(self) -> int:
+        return self.d_inner * self.dstate
+
+
+def mamba1_launch_work(shape, batch, ntokens, phases, activations, checkpoint) -> Work:
+    """A launch of mamba1_verify, as launch_work.
+
+    bytes: the checkpoint (twice if it folds); per new token x, dt, z, B and C read and out written; of live and new
+    tokens the rows of x, dt and B; A once. Instructions per state element: for a live row dt A, its exponential, decay
+    times state, a fused multiply-add; for a new token one more.
+    """
+    size, steps = ITEMSIZE[activations], []
+    row = (2 * shape.d_inner + shape.B_heads * shape.dstate) * size
+    token = row + (2 * shape.d_inner + shape.C_heads * shape.dstate) * size
+    for live, fold in phases:
+        state = shape.state_elements * ITEMSIZE[checkpoint] * (2 if fold else 1)
+        nbytes = state + ntokens * token + (live + ntokens) * row
+        steps.append(Work(nbytes, shape.state_elements * (4 * live + 5 * ntokens), 0))
+    parameters = 4 * (shape.state_elements + 2 * shape.d_inner)
+    return sum(steps, Work(0, 0, 0)) * (batch / len(steps)) + Work(parameters, 0, 0)
+
+
 def bound_us(work, algorithm, gb_per_s, capability, sms, clock_mhz):
     """(microseconds, "bytes" or "operations"): no kernel of this algorithm can be faster on such a device.
 

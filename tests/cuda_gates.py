@@ -35,7 +35,7 @@ COLUMNS = ["threads", "shared", "registers: 80", "86", "90a", "blocks: 80", "86"
 HEADER = """\
 # Written by `python tests/cuda_gates.py --write`. A row for each way in which a kernel is launched: the threads and the
 # dynamic shared bytes of a block; on sm_80, sm_86 and sm_90a the registers of a thread and the blocks that fit one SM.
-# -: no call launches it so there. Rows of a Mamba-2 kernel: batch 1 and more, chains and trees, types of checkpoints.
+# -: no call launches it so there. Rows of a Mamba kernel: batch 1 and more, chains and trees, types of checkpoints.
 # nvcc {version}
 # shape: {shape}
 """

@@ -161,8 +161,8 @@ void call_causal_conv1d_update(llamba_dtype dtype) {
 int main(int argc, char** argv) {
   if (argc != 3) return EXIT_FAILURE;
   gpu = {.arch = std::atoi(argv[1]), .shared_bytes = std::atoi(argv[2])};
-  std::printf("batch %d, Mamba-2 also 1; window %d, %d heads of %d, 1 group, width %d, fold_every %d, vocab %d\n",
-              kBatch, kWindow, kHeads, kHeaddim, kWidth, kFoldEvery, kVocab);
+  std::printf("batch %d, Mamba also 1; window %d, %d heads of %d, 1 group, width %d, fold_every %d, vocab %d\n", kBatch,
+              kWindow, kHeads, kHeaddim, kWidth, kFoldEvery, kVocab);
   call_cursor();
   call_slot_copy();
   for (llamba_dtype dtype : {LLAMBA_FLOAT32, LLAMBA_BFLOAT16, LLAMBA_FLOAT16}) {
@@ -170,6 +170,9 @@ int main(int argc, char** argv) {
     call_causal_conv1d_update(dtype);
     call_selective_state_update(dtype);
     call_mamba2(dtype, LLAMBA_FLOAT32);
-    if (dtype != LLAMBA_FLOAT32) call_mamba2(dtype, dtype);
+    call_mamba1(dtype, LLAMBA_FLOAT32);
+    if (dtype == LLAMBA_FLOAT32) continue;
+    call_mamba2(dtype, dtype);
+    call_mamba1(dtype, dtype);
   }
 }

@@ -1,4 +1,4 @@
-// The reference shapes at which tests/cuda_launches.cpp and cuda_launches_mamba2.cpp call every llamba_<op>_cuda.
+// The reference shapes at which tests/cuda_launches*.cpp call every llamba_<op>_cuda.
 #pragma once
 
 #include <cstdio>
@@ -41,3 +41,4 @@ void call(int (*launcher)(const Args*, void*), Args args) {
 
 void call_mamba2(llamba_dtype dtype, llamba_dtype checkpoint_dtype);
 void call_selective_state_update(llamba_dtype state_dtype);
+void call_mamba1(llamba_dtype dtype, llamba_dtype checkpoint_dtype);

@@ -37,6 +37,10 @@ FACTS = [
     Fact("cursor_commit_kernel", "sm_*", required=("BAR.SYNC", "LDS", "STS")),
     # B, C and x of a token come from shared memory four at a time; sums over dstate go through registers, not memory.
     Fact("mamba2_recurrent_kernel<*>", "sm_*", required=(*STATE, "LDS.128", "SHFL.BFLY")),
+    # ... and so do dt, dt x, B and C of Mamba-1, whose decays are one instruction each, beside the multiplication.
+    Fact("mamba1_kernel<*>", "sm_*", required=(*STATE, "LDS.128", "SHFL.BFLY", "MUFU.EX2")),
+    # Taps of two channels are 16 bytes.
+    Fact("conv1d_verify_kernel<*>", "sm_*", required=("LDG.128",)),
     # Tensor cores, bfloat16 pieces with float32 sums, two registers of a fragment in each load.
     Fact("mamba2_matmul_kernel<*, false>", "sm_*", required=(*STATE, "HMMA.16816.F32.BF16", "LDS.64")),
     # Hopper: bulk copies bring the state, and barriers in shared memory count their bytes; no lane loads it.

@@ -9,17 +9,8 @@ address    AddressSanitizer's report
 undefined  UndefinedBehaviorSanitizer's report
 """
 
-from typing import NamedTuple
-
-
-class Fault(NamedTuple):
-    name: str
-    file: str  # in csrc
-    old: str
-    new: str
-    tests: str
-    how: str
-
+from simt_fault import Fault
+from simt_faults_mamba1 import MAMBA1_FAULTS
 
 VERIFY = "mamba2_verify/mamba2_"
 RECURRENT, MATMUL, STATE = f"{VERIFY}recurrent_kernel.cuh", f"{VERIFY}matmul_kernel.cuh", "common/state.cuh"
@@ -298,4 +289,5 @@ FAULTS = [
         "tests/test_materialize.py",
         "wrong",
     ),
+    *MAMBA1_FAULTS,
 ]

@@ -8,6 +8,9 @@ import torch
 from helpers import assert_bitwise
 from test_mamba2_verify import int32, make_layer
 
+from llamba_kernels.cache import Session
+from llamba_kernels.testing_mamba1 import make_mamba1_layer
+
 pytestmark = pytest.mark.device_only
 BATCH, WINDOW = 3, 5
 
@@ -90,6 +93,42 @@ def test_a_step_is_captured_in_a_graph(algorithm):
     for graph, eager in zip(results(gpu_layer(algorithm), captured), plain, strict=True):
         assert_bitwise(graph.cpu(), eager.cpu())
     assert any(bool(out.any()) for out in plain[:4])
+
+
+def test_a_mamba1_step_is_captured_in_a_graph():
+    """As above, of conv1d_verify and mamba1_verify; the replay equals the same step made eagerly."""
+    layers = [make_mamba1_layer(BATCH, session=Session(WINDOW), dtype=torch.bfloat16) for _ in range(2)]
+    x, tokens = layers[0].raw(BATCH, WINDOW).cuda(), layers[0].tokens(BATCH, WINDOW)
+    tokens = {name: value.cuda() for name, value in tokens.items()}
+    slots, ntokens, accepted = (int32(*each).cuda() for each in ((-1, -1, -1), (5, 1, 3), (3, 1, 2)))
+    outs = []
+    for layer in layers:
+        layer.conv, layer.parameters = ({k: v.cuda() for k, v in p.items()} for p in (layer.conv, layers[0].parameters))
+        for name in layer.BUFFERS:
+            setattr(layer, name, getattr(layer, name).cuda())
+        layer.cursor = copy.copy(layer.cursor)
+        layer.cursor.table = layer.cursor.table.cuda()
+    layers[1].conv = layers[0].conv
+
+    def step(layer):
+        layer.cursor.begin(slots, ntokens)
+        out = layer.verify(tokens | {"x": layer.convolve(x, slots)}, slots)
+        layer.cursor.commit(slots, accepted)
+        return out
+
+    step(layers[0])
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        captured = step(layers[0])
+    slots.copy_(int32(2, -1, 0))
+    for _ in range(3):
+        graph.replay()
+        outs.append((captured.clone(), step(layers[1])))
+    torch.cuda.synchronize()
+    for replayed, eager in outs:
+        assert_bitwise(replayed.cpu(), eager.cpu())
+    assert bool(outs[0][0].any())
 
 
 def test_operators_run_on_the_current_stream():

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import mamba2_verify
+from llamba_kernels.ops import mamba1_verify, mamba2_verify
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
+import bench_mamba1_verify_gpu as mamba1_bench
 import bench_mamba2_verify_gpu as bench
 import gpu_ours
 from gpu_cases import DTYPES, NO_LIVE, SHAPES, STEADY, Case, core_cases, full_cases, phases, ring_phases
 from gpu_check import require_close
 from gpu_harness import machine, rotation
 from gpu_results import Results, aligned, find, key, lines, load, ratios
-from traffic import Shape, bound_us, launch_work, step_work
+from traffic import Mamba1Shape, Shape, bound_us, launch_work, mamba1_launch_work, step_work
 
 H80 = Shape(80, 64, 128, 1)
 TINY = Case(Shape(4, 16, 32, 2), 5, 4, "bfloat16", "float32")
@@ -165,6 +166,38 @@ def test_what_does_not_fit_is_skipped_and_says_so(cpu, monkeypatch):
     monkeypatch.setattr(gpu_ours, "copies_for", refuse)
     rows = bench.measure("recurrent", TINY, "cpu", cpu)
     assert {row["error"] for row in rows} == {"skipped: needs 600 GiB of memory; 139 GiB are free"}
+
+
+MAMBA1 = Mamba1Shape(48, 16, 3, 6)
+
+
+def test_bytes_of_a_mamba1_launch_counted_by_hand():
+    work = mamba1_launch_work(MAMBA1, 10, 4, [(1, 0), (3, 2)], "bfloat16", "float32")
+    row, token = 2 * (2 * 48 + 3 * 16), 2 * (4 * 48 + (3 + 6) * 16)  # x, dt, B; those, C, z and out
+    state, parameters = 4 * 48 * 16, 4 * (48 * 16 + 2 * 48)
+    assert work.nbytes == 5 * (state + 4 * token + 5 * row + 2 * state + 4 * token + 7 * row) + parameters
+    assert work.slots == 5 * 48 * 16 * (4 * (1 + 3) + 5 * (4 + 4))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("batch, ntokens", [(1, 1), (5, 4)])
+def test_mamba1_rows_on_the_cpu(cpu, batch, ntokens, dtypes):
+    rows = mamba1_bench.measure("recurrent", Case(MAMBA1, batch, ntokens, *dtypes), "cpu", cpu)
+    assert [row["mix"] for row in rows] == [STEADY, NO_LIVE]
+    for row in rows:
+        assert row["error"] is None and 0 < row["us_min"] <= row["us_median"]
+        assert 0 < row["error_ratios"]["y"] <= 1 and row["bound_by"] == "bytes"
+    text = list(lines({"machine": cpu, "rows": rows}))
+    assert text[3].startswith("mamba1_verify, d48 n16 B3 C6, ")
+
+
+def test_a_wrong_mamba1_operator_is_not_timed(cpu, monkeypatch):
+    def off_by_one_row(*arguments, out, **options):
+        return mamba1_verify(*arguments, out=out, **options).copy_(out.roll(1, dims=1))
+
+    monkeypatch.setattr("llamba_kernels.testing_mamba1.mamba1_verify", off_by_one_row)
+    rows = mamba1_bench.measure("recurrent", Case(MAMBA1, 3, 4, *DTYPES[0]), "cpu", cpu)
+    assert all(row["error"].startswith("AssertionError: recurrent must be") for row in rows)
 
 
 def made_up(contender, us, mix=STEADY, ntokens=4, error=None):

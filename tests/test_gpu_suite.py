@@ -96,6 +96,7 @@ def test_a_contender_that_broke_the_device_goes_on(suite):
 def test_a_stage_ends_at_the_deadline_and_then_only_the_reports_are_written(suite):
     ended, stages, out = suite("slow", seconds=5)
     late = {"bench-snapshot", "bench-flashinfer", "bench-mamba_ssm", "bench-fold-every-2", "bench-fold-every-8"}
+    late.add("bench-mamba1")
     assert ended.returncode == 1 and stages.pop("bench-matmul") == "TIMED OUT"
     assert {name for name, verdict in stages.items() if verdict == "NOT RUN (too late)"} == late
     assert {stages[name] for name in stages if name not in late} == {"passed"}
@@ -143,11 +144,12 @@ def test_the_slow_sanitizers_run_part_of_what_the_others_run(suite):
     all_tests, few = (re.search(r" -k (.*)\n", chosen[tool])[1] for tool in ("memcheck", "racecheck"))
     assert chosen["synccheck"].endswith(f" -k {all_tests}\n") and chosen["initcheck"].endswith(f" -k {few}\n")
 
-    tests = ["tests/test_mamba2_verify.py", "tests/test_mamba2_matmul.py"]
+    tests = ["tests/test_mamba2_verify.py", "tests/test_mamba2_matmul.py", "tests/test_mamba1_verify.py"]
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "--device", "cuda", *tests, "-k", few]
     collected = subprocess.run(command, cwd=SUITE.parents[1], capture_output=True, text=True).stdout
     found = re.findall(r"^(tests/.*)::.*\[(.*)-chain\]$", collected, re.MULTILINE)
-    assert found == [(test, case) for test in tests for case in ("base", "dstate 128", "bf16")]
+    cases = [(test, case) for test in tests[:2] for case in ("base", "dstate 128", "bf16")]
+    assert found == cases + [(tests[2], case) for case in ("base", "attention-initialised, bf16", "bf16")]
     assert all_tests == "chain"  # of which these are a few
 
 

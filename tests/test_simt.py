@@ -17,7 +17,11 @@ from simt_faults import FAULTS
 pytestmark = pytest.mark.cpu_only  # it starts the tests that are not
 TESTS = sanitized.ROOT / "tests"
 SEED = int(os.environ.get("LLAMBA_SIMT_SEED", "1"))  # of the thread schedules
-ELSEWHERE = {"state_import": "materialize"}  # whose tests are another's
+ELSEWHERE = {  # whose tests are another's
+    "state_import": "materialize",
+    "conv1d_verify": "mamba1_verify",
+    "mamba1_materialize": "mamba1_[vw]",
+}
 WHOLE_STEPS = ["test_mamba2_walk.py", "test_step.py"]
 SLOWEST = "test_mamba2_*.py"  # about half of the time: a process of their own
 SHARE = 4

@@ -24,6 +24,22 @@ __device__ __forceinline__ float silu(float x) {
 // log(1 + e^x), as torch: beyond 20 it is x.
 __device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
+// e^(dt A) of Mamba-1, whose decay is another one for each element of the state: decay_base<T>(A), once, is what
+// decay<T>(dt, base) asks for. T: the activations; 16 bits allow the approximate instruction, whose error of 2^-22 is
+// that of the product dt A.
+template <typename T>
+__device__ __forceinline__ float decay_base(float A) {
+  return sizeof(T) == 2 ? kLog2e * A : A;
+}
+template <typename T>
+__device__ __forceinline__ float decay(float dt, float base) {
+  if constexpr (sizeof(T) == 2) {
+    return ex2_approx_flushed(dt * base);
+  } else {
+    return expf(dt * base);
+  }
+}
+
 template <typename T>
 __device__ __forceinline__ float rounded_to(float x) {
   T y;

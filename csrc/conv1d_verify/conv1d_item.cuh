@@ -69,6 +69,9 @@ struct RawInputs {
 __device__ __forceinline__ RawInputs raw_inputs(const llamba_mamba2_verify_args& args) {
   return {args.xBC, args.xBC_stride_batch, args.xBC_stride_token};
 }
+__device__ __forceinline__ RawInputs raw_inputs(const llamba_conv1d_verify_args& args) {
+  return {args.x, args.x_stride_batch, args.x_stride_token};
+}
 
 // Where the raw inputs of one item lie: of a row and of a new token, of its first channel.
 template <typename T>

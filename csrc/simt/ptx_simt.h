@@ -48,6 +48,7 @@ inline void named_barrier(unsigned id, unsigned threads) { simt::block_barrier(i
 void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);  // ptx_simt.cpp
 
 inline float ex2_approx(float x) { return std::exp2(x); }
+inline float ex2_approx_flushed(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 inline float rcp_approx(float x) { return 1.0f / x; }
 inline uint16_t bits_of_bfloat16(float x) {
   bfloat16 y;

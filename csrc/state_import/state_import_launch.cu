@@ -1,4 +1,4 @@
-// state_import on CUDA devices: one launch, a block for each head and each row of the conv tail.
+// state_import on CUDA devices: one launch.
 #include "common/cuda_check.h"
 #include "state_import/state_import_check.h"
 #include "state_import/state_import_kernel.cuh"
@@ -8,7 +8,7 @@ namespace {
 
 template <typename S>
 int launch_heads(const llamba_state_import_args& args, void* stream) {
-  const int64_t blocks = args.batch * (int64_t{args.nheads} + args.cursor.width - 1);
+  const int64_t blocks = args.batch * (args.nheads * import_dim_blocks(args) + args.cursor.width - 1);
   if (blocks == 0) return LLAMBA_OK;
   CUDA_CHECK("state_import", launch(state_import_kernel<S>, grid_of(blocks), dim3(kImportThreads), 0,
                                     static_cast<cudaStream_t>(stream), args));
