@@ -188,8 +188,13 @@ def _check_same(config: LlambaConfig, described: LlambaConfig, why: str) -> None
         if name.startswith("mamba_") and not config.mamba_layers:
             continue
         ours, theirs = getattr(config, name), getattr(described, name, None)
-        if ours != theirs:
+        if _single(ours) != _single(theirs):
             raise ValueError(f"export_model: {name} must be {theirs!r}, {why}; got {ours!r}")
+
+
+def _single(value):
+    """A number as the kernels use it: an epsilon from a GGUF file is the fp32 number next to the one that was meant."""
+    return torch.tensor(value, dtype=torch.float32).item() if isinstance(value, float) else value
 
 
 def _dtype(origin: dict, name: str, own: torch.dtype) -> torch.dtype:
