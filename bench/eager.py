@@ -1,4 +1,4 @@
-"""Compiles and loads eager_mamba2_step.cpp for this processor; kept in build/, which git ignores."""
+"""Compiles and loads eager_mamba1_step.cpp and eager_mamba2_step.cpp for this processor, into build/."""
 
 import ctypes
 import functools
@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @functools.cache
-def _library():
-    source = ROOT / "bench" / "eager_mamba2_step.cpp"
-    library = ROOT / "build" / "eager_mamba2_step.so"
+def _function(name):
+    """The function of bench/<name>.cpp."""
+    source, library = ROOT / "bench" / f"{name}.cpp", ROOT / "build" / f"{name}.so"
     newest = max(path.stat().st_mtime for path in [source, *(ROOT / "csrc" / "common").glob("*.h")])
     if not library.exists() or library.stat().st_mtime < newest:
         library.parent.mkdir(exist_ok=True)
@@ -27,9 +27,11 @@ def _library():
         command += [f"-isystem{folder / 'include'}", str(source), "-o", str(library)]
         command += [f"-L{folder / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{folder / 'lib'}"]
         subprocess.run(command, cwd=ROOT, check=True)
-    loaded = ctypes.CDLL(str(library))
-    loaded.eager_mamba2_step.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 10
-    return loaded
+    return getattr(ctypes.CDLL(str(library)), name)
+
+
+def _call(name, sizes, pointers):
+    _function(name)(*map(ctypes.c_int64, sizes), *map(ctypes.c_void_p, pointers))
 
 
 class EagerStep:
@@ -44,4 +46,17 @@ class EagerStep:
         self.sizes = state.shape
 
     def __call__(self, xBC, dt):
-        _library().eager_mamba2_step(*self.sizes, xBC.data_ptr(), dt.data_ptr(), *self.pointers)
+        _call("eager_mamba2_step", self.sizes, [xBC.data_ptr(), dt.data_ptr(), *self.pointers])
+
+
+class EagerMamba1Step:
+    """One token at a time through a layer of testing_mamba1.make_mamba1_layer (fp32, dstate 16, one head of B, of C)."""
+
+    def __init__(self, layer, state, out):
+        self.tensors = (*layer.parameters.values(), state, out)  # kept alive
+        self.pointers = [tensor.data_ptr() for tensor in self.tensors]
+        self.d_inner = state.shape[0]
+
+    def __call__(self, tokens):
+        inputs = [tensor.data_ptr() for tensor in tokens.values()]
+        _call("eager_mamba1_step", [self.d_inner], [*inputs, *self.pointers])

@@ -80,6 +80,7 @@ def struct_of(op):
 TYPES["llamba_selective_scan_args"] = struct_of("selective_scan")
 CURSOR = Cursor(None, 2, 20, 4, 13)
 LAYER = dict(nheads=1, headdim=1, dstate=16, x_heads=1, B_heads=1, C_heads=1, fold_every=1, cursor=CURSOR)
+MAMBA1 = dict(d_inner=1, dstate=16, B_heads=1, C_heads=1, fold_every=1, cursor=CURSOR)
 BUFFERS = "buffers must have 1 to 8 dimensions, the first of nslots = 2, and a token_dim among the others; got "
 
 
@@ -100,6 +101,9 @@ def scan(**change):
 GOOD = {
     "mamba2_verify": dict(max_ntokens=1, **LAYER),
     "materialize": LAYER,
+    "conv1d_verify": dict(max_ntokens=1, nheads=1, headdim=1, x_heads=1, cursor=CURSOR),
+    "mamba1_verify": dict(max_ntokens=1, **MAMBA1),
+    "mamba1_materialize": {name: value for name, value in MAMBA1.items() if name != "C_heads"},
     "state_import": dict(nheads=1, headdim=1, dstate=1, conv_dim=1, cursor=CURSOR),
     "selective_state_update": dict(batch=1, ntokens=1, nheads=2, headdim=4, dstate=16, ngroups=1, nslots=1),
     "slot_copy": dict(cursor=CURSOR, buffer_size=ctypes.sizeof(SlotBuffer)),
@@ -126,6 +130,16 @@ REFUSED = [
     ("mamba2_verify", dict(fold_every=0), "fold_every must be at least 1; got 0"),
     ("materialize", dict(batch=-1), "batch must be at least 0; got -1"),
     ("materialize", dict(dstate=0), "dstate must be a multiple of 16 up to 256; got 0"),
+    ("conv1d_verify", dict(batch=-1), "batch must be at least 0; got -1"),
+    ("conv1d_verify", dict(max_ntokens=0), "max_ntokens must be 1 to 16777216; got 0"),
+    ("conv1d_verify", dict(headdim=0), "headdim must be 1 to 16777216; got 0"),
+    ("conv1d_verify", dict(x_heads=2), "x_heads must divide nheads = 1; got 2"),
+    ("mamba1_verify", dict(max_ntokens=0), "max_ntokens must be at least 1; got 0"),
+    ("mamba1_verify", dict(d_inner=0), "d_inner must be 1 to 16777216; got 0"),
+    ("mamba1_verify", dict(dstate=80), "dstate must be a multiple of 16 up to 64; got 80"),
+    ("mamba1_verify", dict(C_heads=2), "C_heads must divide d_inner = 1; got 2"),
+    ("mamba1_materialize", dict(B_heads=0), "B_heads must divide d_inner = 1; got 0"),
+    ("mamba1_materialize", dict(x_dim=-1), "x_dim must be at least 0; got -1"),
     ("state_import", dict(batch=-1), "batch must be at least 0; got -1"),
     ("state_import", dict(conv_dim=0), "conv_dim must be at least 1; got 0"),
     ("selective_state_update", dict(batch=-1), "batch must be 0 to 16777216; got -1"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import mamba1_cases
 import pytest
 import ssu_cases
 import torch
@@ -73,6 +74,7 @@ def outputs():
         results[f"kv_compact {dtype}"] = inputs["k_caches"][0]
         for head_dim in (64, 5):
             results |= attention_outputs(head_dim, dtype)
+        results |= mamba1_cases.outputs(dtype)
         for d_inner, dstate in ((64, 16), (21, 37)):
             found = selective_scan_results(make_selective_scan_inputs(2, 70, d_inner, dstate, dtype=dtype))
             results |= {f"selective_scan {dtype} {d_inner} {dstate} {name}": found[name] for name in found}
@@ -183,6 +185,7 @@ ROW_CHECKS = {
     "silu_mul, argmax, rope": elementwise_rows,
     "attention_step": attention_step_rows,
     "mamba2_verify": mamba2_verify_rows,
+    "conv1d_verify, mamba1_verify": lambda: mamba1_cases.check_rows_with(check_rows),
     "selective_state_update": lambda: ssu_cases.check_rows_with(check_rows),
 }
 
@@ -260,8 +263,8 @@ def test_instruction_sets_agree(isa, other, run_with):
 
 
 OPERATORS = "argmax attention_step attention_step_refusals cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk"
-OPERATORS += " attention_window mamba2_verify_refusals"
-OPERATORS += " causal_conv1d_update causal_conv1d_update_refusals"
+OPERATORS += " attention_window causal_conv1d_update causal_conv1d_update_refusals mamba1_materialize mamba1_refusals"
+OPERATORS += " mamba1_verify mamba1_walk mamba2_verify_refusals"
 OPERATORS += " materialize rms_norm rope selective_scan selective_scan_backward selective_scan_refusals"
 OPERATORS += " selective_state_update silu_mul skinny_linear slot_copy speculative_accept"
 OPERATORS += " speculative_accept_refusals step"
