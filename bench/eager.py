@@ -50,7 +50,7 @@ class EagerStep:
 
 
 class EagerMamba1Step:
-    """One token at a time through a layer of testing_mamba1.make_mamba1_layer (fp32, dstate 16, one head of B, of C)."""
+    """One token at a time through a testing_mamba1.make_mamba1_layer (fp32, dstate 16, one head of B, one of C)."""
 
     def __init__(self, layer, state, out):
         self.tensors = (*layer.parameters.values(), state, out)  # kept alive
