@@ -3,6 +3,8 @@
 So live rows and folds come as they do at each W (fold_every). The contenders take turns, a step of 24 layers each, in
 one run; a figure is the mean over the steps of the least (or the median) of the 24 layers. Beside them: the step that
 stock decoding makes, written for this comparison (eager_mamba1_step.cpp). Every layer has an A of its own.
+An operator that is called through torch spends some 8 us on arguments and checks, a quarter of such a step; a decoding
+model replays its calls from a capture, past torch, as the eager step is called, too: the rows "replayed".
 """
 
 import copy
@@ -16,6 +18,7 @@ from eager import EagerMamba1Step
 from harness import Rows, read_bandwidth, wait_for_quiet
 
 from llamba_kernels.cache import Session
+from llamba_kernels.capture import Capture
 from llamba_kernels.fold import choose_fold_every
 from llamba_kernels.ops import mamba1_verify
 from llamba_kernels.testing_mamba1 import make_mamba1_layer
@@ -30,7 +33,7 @@ COLUMNS = ["case", "us min", "us median", "per step / eager", "per token / one-t
 class Verify:
     """24 layers that share a cursor; a call is one step of ntokens tokens, of which `accepted` stay."""
 
-    def __init__(self, d_inner, checkpoint_dtype, ntokens, accepted, fold_every):
+    def __init__(self, d_inner, checkpoint_dtype, ntokens, accepted, fold_every, replayed=False):
         session = Session(max_window=MAX_WINDOW, fold_every=fold_every)
         first = make_mamba1_layer(1, d_inner, DSTATE, checkpoint_dtype=checkpoint_dtype, session=session)
         self.cursor, tokens = first.cursor, first.tokens(1, ntokens)
@@ -45,6 +48,10 @@ class Verify:
             self.layers.append(functools.partial(mamba1_verify, *each.arguments(tokens, SLOT), **options))
         for _ in range(8):  # past the first folds
             self()
+        if replayed:
+            self.cursor.begin(SLOT, self.counts[0])
+            self.layers = [Capture(layer, held=layer).replay for layer in self.layers]
+            self.cursor.commit(SLOT, self.counts[1])
 
     def __call__(self):
         self.cursor.begin(SLOT, self.counts[0])
@@ -79,12 +86,13 @@ def bench_mamba1_mix(request, benchmark, shape, checkpoint_dtype):
     contenders = {"eager step, fp32 state": eager(d_inner)}
     for fold_every in sorted({1, 2, 4, shipped}):
         name = f"W {fold_every}{' (shipped)' if fold_every == shipped else ''}"
-        contenders |= {
-            f"{name}: {ntokens} tokens, {accepted} accepted": Verify(
-                d_inner, checkpoint_dtype, ntokens, accepted, fold_every
-            )
-            for ntokens, accepted in ((1, 1), (4, 3), (4, 4))
-        }
+        for replayed in (False, True) if fold_every == shipped else (False,):
+            contenders |= {
+                f"{name}: {ntokens} tokens, {accepted} accepted{', replayed' if replayed else ''}": Verify(
+                    d_inner, checkpoint_dtype, ntokens, accepted, fold_every, replayed
+                )
+                for ntokens, accepted in ((1, 1), (4, 3), (4, 4))
+            }
 
     def run():
         steps = {name: [] for name in contenders}

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @functools.cache
-def _function(name):
-    """The function of bench/<name>.cpp."""
+def _function(name, sizes, pointers):
+    """The function of bench/<name>.cpp, which takes so many sizes, then so many pointers."""
     source, library = ROOT / "bench" / f"{name}.cpp", ROOT / "build" / f"{name}.so"
     newest = max(path.stat().st_mtime for path in [source, *(ROOT / "csrc" / "common").glob("*.h")])
     if not library.exists() or library.stat().st_mtime < newest:
@@ -27,11 +27,9 @@ def _function(name):
         command += [f"-isystem{folder / 'include'}", str(source), "-o", str(library)]
         command += [f"-L{folder / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{folder / 'lib'}"]
         subprocess.run(command, cwd=ROOT, check=True)
-    return getattr(ctypes.CDLL(str(library)), name)
-
-
-def _call(name, sizes, pointers):
-    _function(name)(*map(ctypes.c_int64, sizes), *map(ctypes.c_void_p, pointers))
+    function = getattr(ctypes.CDLL(str(library)), name)
+    function.argtypes, function.restype = [ctypes.c_int64] * sizes + [ctypes.c_void_p] * pointers, None
+    return function
 
 
 class EagerStep:
@@ -46,7 +44,7 @@ class EagerStep:
         self.sizes = state.shape
 
     def __call__(self, xBC, dt):
-        _call("eager_mamba2_step", self.sizes, [xBC.data_ptr(), dt.data_ptr(), *self.pointers])
+        _function("eager_mamba2_step", 3, 10)(*self.sizes, xBC.data_ptr(), dt.data_ptr(), *self.pointers)
 
 
 class EagerMamba1Step:
@@ -58,5 +56,5 @@ class EagerMamba1Step:
         self.d_inner = state.shape[0]
 
     def __call__(self, tokens):
-        inputs = [tensor.data_ptr() for tensor in tokens.values()]
-        _call("eager_mamba1_step", [self.d_inner], [*inputs, *self.pointers])
+        inputs = (tensor.data_ptr() for tensor in tokens.values())
+        _function("eager_mamba1_step", 1, 10)(self.d_inner, *inputs, *self.pointers)

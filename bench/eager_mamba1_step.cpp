@@ -26,7 +26,7 @@ void blocks(const Step& step, int64_t begin, int64_t end) {
   const vec16 B = load(step.B), C = load(step.C), log2e = broadcast(1.44269504088896341f);
   for (int64_t first = begin * kBlock; first < end * kBlock; first += kBlock) {
     const vec16 dt = softplus(add(load(step.dt + first), load(step.dt_bias + first))), x = load(step.x + first);
-    float dts[kBlock], dtx[kBlock];
+    alignas(64) float dts[kBlock], dtx[kBlock];
     store(dts, dt);
     store(dtx, mul(dt, x));
     vec16 products[kBlock];
