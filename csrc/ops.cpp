@@ -77,6 +77,11 @@ STABLE_TORCH_LIBRARY(llamba, m) {
       "int pad_slot_id, Tensor? block_idx_last_scheduled_token, Tensor? initial_state_idx, "
       "Tensor? retrieve_parent_token, Tensor(b!)? intermediate_conv_window, Tensor? intermediate_state_indices, "
       "Tensor(c!) out) -> ()");
+  m.def(
+      "checkpointing_ssu(Tensor(a!) state, Tensor(b!) x_cache, Tensor(c!) B_cache, Tensor(d!) dt_cache, "
+      "Tensor ring_start, Tensor prev_num_accepted_tokens, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, "
+      "Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? state_batch_indices, int pad_slot_id, "
+      "Tensor? cu_seqlens, int max_seqlen, Tensor(e!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
@@ -104,6 +109,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CPU, m) {
   m.impl("argmax", TORCH_BOX(&llamba::argmax));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
   m.impl("causal_conv1d_update", TORCH_BOX(&llamba::causal_conv1d_update));
+  m.impl("checkpointing_ssu", TORCH_BOX(&llamba::checkpointing_ssu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
@@ -125,6 +131,7 @@ STABLE_TORCH_LIBRARY_IMPL(llamba, CUDA, m) {
   m.impl("silu_mul", TORCH_BOX(&llamba::silu_mul));
   m.impl("speculative_accept", TORCH_BOX(&llamba::speculative_accept));
   m.impl("causal_conv1d_update", TORCH_BOX(&llamba::causal_conv1d_update));
+  m.impl("checkpointing_ssu", TORCH_BOX(&llamba::checkpointing_ssu));
 }
 
 // The CPU library has no threads of its own: it uses torch's pool.

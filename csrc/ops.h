@@ -95,5 +95,12 @@ void causal_conv1d_update(
     const std::optional<Tensor>& block_idx_last_scheduled_token, const std::optional<Tensor>& initial_state_idx,
     const std::optional<Tensor>& retrieve_parent_token, const std::optional<Tensor>& intermediate_conv_window,
     const std::optional<Tensor>& intermediate_state_indices, const Tensor& out);
+void checkpointing_ssu(const Tensor& state, const Tensor& x_cache, const Tensor& B_cache, const Tensor& dt_cache,
+                       const Tensor& ring_start, const Tensor& prev_num_accepted_tokens, const Tensor& x,
+                       const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                       const std::optional<Tensor>& D, const std::optional<Tensor>& z,
+                       const std::optional<Tensor>& dt_bias, bool dt_softplus,
+                       const std::optional<Tensor>& state_batch_indices, int64_t pad_slot_id,
+                       const std::optional<Tensor>& cu_seqlens, int64_t max_seqlen, const Tensor& out);
 
 }  // namespace llamba

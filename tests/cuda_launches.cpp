@@ -156,6 +156,42 @@ void call_causal_conv1d_update(llamba_dtype dtype) {
                                           .out_stride_token = kInner});
 }
 
+void call_checkpointing_ssu(int dstate) {
+  constexpr int kRing = 2 * kWindow;
+  call(llamba_checkpointing_ssu_cuda, {.dtype = LLAMBA_BFLOAT16,
+                                       .state_dtype = LLAMBA_FLOAT32,
+                                       .dt_dtype = LLAMBA_BFLOAT16,
+                                       .A_dtype = LLAMBA_FLOAT32,
+                                       .D_dtype = LLAMBA_FLOAT32,
+                                       .bias_dtype = LLAMBA_FLOAT32,
+                                       .batch = kBatch,
+                                       .ntokens = kWindow,
+                                       .nslots = kBatch,
+                                       .pad_slot = -1,
+                                       .nheads = kHeads,
+                                       .headdim = kHeaddim,
+                                       .dstate = dstate,
+                                       .ngroups = 1,
+                                       .ring = kRing,
+                                       .window = kRing - kWindow,
+                                       .dt_softplus = 1,
+                                       .state = kMemory,
+                                       .x_cache = kMemory,
+                                       .B_cache = kMemory,
+                                       .dt_cache = kMemory,
+                                       .start = kMemory,
+                                       .previous = kMemory,
+                                       .x = kMemory,
+                                       .dt = kMemory,
+                                       .A = kMemory,
+                                       .B = kMemory,
+                                       .C = kMemory,
+                                       .D = kMemory,
+                                       .dt_bias = kMemory,
+                                       .slots = kMemory,
+                                       .out = kMemory});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -164,6 +200,7 @@ int main(int argc, char** argv) {
   std::printf("batch %d, Mamba also 1; window %d, %d heads of %d, 1 group, width %d, fold_every %d, vocab %d\n", kBatch,
               kWindow, kHeads, kHeaddim, kWidth, kFoldEvery, kVocab);
   call_cursor();
+  for (int dstate : {64, 128, 256}) call_checkpointing_ssu(dstate);
   call_slot_copy();
   for (llamba_dtype dtype : {LLAMBA_FLOAT32, LLAMBA_BFLOAT16, LLAMBA_FLOAT16}) {
     call_rowwise(dtype);

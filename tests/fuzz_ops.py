@@ -6,6 +6,7 @@ A new operator is one Op(name, draw, expect, ...) in OPS at the end of this file
 import torch
 from fuzz_attention import ATTENTION_OPS
 from fuzz_case import FLOATING, NAN, ROUNDING, Op, require, rows_shape, stored
+from fuzz_checkpointing import CHECKPOINTING_SSU
 from fuzz_cursor import CURSOR_OPS
 from fuzz_dropins import DROPIN_OPS
 from fuzz_mamba1 import MAMBA1_OPS
@@ -150,4 +151,5 @@ OPS = (
     SSU,
     *STATE_OPS,
     *DROPIN_OPS,
+    CHECKPOINTING_SSU,
 )

@@ -114,6 +114,7 @@ def test_c_callers_of_another_version_are_refused():
         "argmax",
         "attention_step",
         "causal_conv1d_update",
+        "checkpointing_ssu",
         "gated_rms_norm",
         "kv_compact",
         "rms_norm",

@@ -118,6 +118,7 @@ GOOD = {
     "attention_step": dict(batch=1, max_ntokens=1, nheads=2, kv_heads=1, head_dim=8, nslots=1, max_tokens=1),
     "kv_compact": dict(batch=0),
     "speculative_accept": dict(batch=1, max_window=1, vocab=8, temperature=1.0),
+    "checkpointing_ssu": dict(batch=1, nslots=1, nheads=2, headdim=4, dstate=16, ngroups=1, ring=8, window=4),
     "causal_conv1d_update": dict(batch=1, dim=8, ntokens=1, nslots=1, state_len=3, nblocks=1, width=4),
 }
 REFUSED = [
@@ -230,6 +231,15 @@ REFUSED = [
         ("causal_conv1d_update", {name: -1}, f"{name} must be 0 to 2147483647; got -1")
         for name in ("ntokens", "nslots", "nwindows")
     ),
+    *(
+        ("checkpointing_ssu", {name: least - 1}, f"{name} must be {least} to 16777216; got {least - 1}")
+        for name, least in (("batch", 0), ("ntokens", 0), ("nheads", 1), ("headdim", 1), ("ring", 0))
+    ),
+    ("checkpointing_ssu", dict(nslots=-1), "nslots must be 0 to 2147483647; got -1"),
+    ("checkpointing_ssu", dict(window=9), "window must be 0 to 8; got 9"),
+    ("checkpointing_ssu", dict(dstate=8), "dstate must be a multiple of 16 up to 256; got 8"),
+    ("checkpointing_ssu", dict(ngroups=3), "ngroups must divide nheads = 2; got 3"),
+    ("checkpointing_ssu", dict(batch=2), "state must have a slot for each of 2 sequences; got 1"),
     ("causal_conv1d_update", dict(width=5), "width must be 2 to 4; got 5"),
     ("causal_conv1d_update", dict(state_len=2), "state_len must be 3 to 2147483647; got 2"),
     ("causal_conv1d_update", dict(batch=2), "conv_state must have a slot for each of 2 sequences; got 1"),

@@ -37,7 +37,7 @@ from llamba_kernels.testing import (
     make_skinny_linear_inputs,
     make_speculative_accept_inputs,
 )
-from llamba_kernels.testing_dropins import make_causal_conv1d_update_inputs
+from llamba_kernels.testing_dropins import make_causal_conv1d_update_inputs, some_checkpointing_ssu_outputs
 from llamba_kernels.testing_scan import make_selective_scan_inputs, selective_scan_results
 
 pytestmark = pytest.mark.cpu_only  # about the ordinary build and its CPU kernels
@@ -80,7 +80,7 @@ def outputs():
             results |= {f"selective_scan {dtype} {d_inner} {dstate} {name}": found[name] for name in found}
         for headdim, dstate in ((64, 64), (5, 48), (5, 96)):
             results |= mamba2_outputs(headdim, dstate, dtype)
-        results |= ssu_cases.some_outputs(dtype)
+        results |= ssu_cases.some_outputs(dtype) | some_checkpointing_ssu_outputs(dtype)
     return results
 
 
@@ -264,10 +264,10 @@ def test_instruction_sets_agree(isa, other, run_with):
 
 OPERATORS = "argmax attention_step attention_step_refusals cursor gated_rms_norm kv_compact mamba2_verify mamba2_walk"
 OPERATORS += " attention_window causal_conv1d_update causal_conv1d_update_refusals mamba1_materialize mamba1_refusals"
-OPERATORS += " mamba1_verify mamba1_walk mamba2_verify_refusals"
+OPERATORS += " mamba1_verify mamba1_walk mamba2_verify_refusals checkpointing_ssu checkpointing_ssu_refusals"
 OPERATORS += " materialize rms_norm rope selective_scan selective_scan_backward selective_scan_refusals"
-OPERATORS += " selective_state_update silu_mul skinny_linear slot_copy speculative_accept"
-OPERATORS += " speculative_accept_refusals step"
+OPERATORS += " selective_state_update silu_mul skinny_linear slot_copy speculative_accept speculative_accept_refusals"
+OPERATORS += " step"
 
 
 @pytest.mark.slow

@@ -29,11 +29,6 @@ struct ConvChannel {
   int64_t past;                   // column of the oldest input before token 0
 };
 
-__device__ __forceinline__ float load_as(const void* p, llamba_dtype dtype, int64_t i) {
-  if (dtype == LLAMBA_FLOAT32) return load_global(static_cast<const float*>(p) + i);
-  if (dtype == LLAMBA_BFLOAT16) return to_float(load_global(static_cast<const bfloat16*>(p) + i));
-  return to_float(load_global(static_cast<const float16*>(p) + i));
-}
 template <typename S>
 __device__ __forceinline__ void store_rounded(void* p, int64_t i, float value) {
   S element;

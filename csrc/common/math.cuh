@@ -47,5 +47,12 @@ __device__ __forceinline__ float rounded_to(float x) {
   return to_float(y);
 }
 
+// Element i of a tensor whose dtype is known at run time only, widened.
+__device__ __forceinline__ float load_as(const void* p, llamba_dtype dtype, int64_t i) {
+  if (dtype == LLAMBA_FLOAT32) return load_global(static_cast<const float*>(p) + i);
+  if (dtype == LLAMBA_BFLOAT16) return to_float(load_global(static_cast<const bfloat16*>(p) + i));
+  return to_float(load_global(static_cast<const float16*>(p) + i));
+}
+
 }  // namespace
 }  // namespace llamba

@@ -734,6 +734,66 @@ typedef struct {
 LLAMBA_API int llamba_causal_conv1d_update_cpu(const llamba_causal_conv1d_update_args* args);
 LLAMBA_API int llamba_causal_conv1d_update_cuda(const llamba_causal_conv1d_update_args* args, void* stream);
 
+/* ---- checkpointing_ssu: verify a window from an old state and a ring of the inputs since -----------------------
+ *   dt = softplus(dt + dt_bias);   state = exp(dt A) state + (dt x) B;   out = (state . C + D x) silu(z)
+ * The state of slot s is that before its `previous` oldest inputs, which are rows start, start + 1, ... of its rings,
+ * modulo their length. The tokens of a call are appended to them; if previous + tokens > window, the state first moves
+ * past the previous ones and is stored. start and previous are the caller's to advance: afterwards previous is as many
+ * of the call's tokens as are accepted, and, if the state was not stored, the previous ones more; if it was, start
+ * moves on by what previous was. */
+
+typedef struct {
+  size_t size;
+  llamba_dtype dtype;                                  /* x, B, C, z, out, x_cache, B_cache */
+  llamba_dtype state_dtype;                            /* state; of 16 bits: rounded before it is gone on from */
+  llamba_dtype dt_dtype, A_dtype, D_dtype, bias_dtype; /* bias_dtype: dt_bias */
+  int64_t batch;                                       /* >= 0 */
+  int64_t ntokens;                                     /* >= 0: of every sequence; with cu_seqlens: of all together */
+  int64_t nslots;                                      /* >= 0 */
+  int64_t pad_slot;                                    /* sequences of this slot are padding, as those of slots < 0 */
+  int32_t nheads, headdim;                             /* >= 1 */
+  int32_t dstate;                                      /* a multiple of 16 up to 256 */
+  int32_t ngroups;                                     /* divides nheads */
+  int32_t ring;                                        /* rows of a ring: >= previous + tokens of every sequence */
+  int32_t window;                                      /* 0 to ring; at most ring - window tokens are one sequence's */
+  int32_t dt_softplus;                                 /* 0: dt is taken as it is */
+  int32_t slots_are_int64;
+  void* state; /* [nslots, nheads, headdim, dstate], in/out */
+  int64_t state_stride_slot, state_stride_head, state_stride_dim;
+  void* x_cache; /* [nslots, nheads, ring, headdim], in/out */
+  int64_t x_cache_stride_slot, x_cache_stride_head, x_cache_stride_row;
+  void* B_cache; /* [nslots, ngroups, ring, dstate], in/out */
+  int64_t B_cache_stride_slot, B_cache_stride_group, B_cache_stride_row;
+  float* dt_cache; /* [nslots, nheads, ring], in/out: after bias and softplus */
+  int64_t dt_cache_stride_slot, dt_cache_stride_head, dt_cache_stride_row;
+  const int32_t* start;    /* [nslots], 0 to ring - 1 */
+  const int32_t* previous; /* [nslots], >= 0 */
+  const void* x;           /* [batch, ntokens, nheads, headdim] */
+  int64_t x_stride_batch, x_stride_token, x_stride_head;
+  const void* dt; /* [batch, ntokens, nheads] */
+  int64_t dt_stride_batch, dt_stride_token, dt_stride_head;
+  const void* A; /* [nheads] */
+  int64_t A_stride_head;
+  const void* B; /* [batch, ntokens, ngroups, dstate] */
+  int64_t B_stride_batch, B_stride_token, B_stride_group;
+  const void* C; /* [batch, ntokens, ngroups, dstate] */
+  int64_t C_stride_batch, C_stride_token, C_stride_group;
+  const void* D; /* [nheads, headdim] or NULL: zero */
+  int64_t D_stride_head, D_stride_dim;
+  const void* z; /* [batch, ntokens, nheads, headdim] or NULL: no gate */
+  int64_t z_stride_batch, z_stride_token, z_stride_head;
+  const void* dt_bias; /* [nheads] or NULL: zero */
+  int64_t dt_bias_stride_head;
+  const void* slots; /* [batch] int32 or int64, unique, or NULL: 0, 1, 2, ... */
+  int64_t slots_stride;
+  const int32_t* cu_seqlens; /* [batch + 1], not descending, 0 to ntokens, or NULL */
+  void* out; /* [batch, ntokens, nheads, headdim], written; zero for padding. CUDA: what the CPU refuses is padding */
+  int64_t out_stride_batch, out_stride_token, out_stride_head;
+} llamba_checkpointing_ssu_args;
+
+LLAMBA_API int llamba_checkpointing_ssu_cpu(const llamba_checkpointing_ssu_args* args);
+LLAMBA_API int llamba_checkpointing_ssu_cuda(const llamba_checkpointing_ssu_args* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,6 +3,7 @@
 from .argmax import argmax
 from .attention_step import attention_step
 from .causal_conv1d_update import causal_conv1d_update
+from .checkpointing_ssu import checkpointing_ssu
 from .conv1d_verify import conv1d_verify
 from .cursor import cursor_begin, cursor_commit, cursor_reset, cursor_rollback
 from .gated_rms_norm import gated_rms_norm
@@ -25,6 +26,7 @@ __all__ = [
     "argmax",
     "attention_step",
     "causal_conv1d_update",
+    "checkpointing_ssu",
     "conv1d_verify",
     "cursor_begin",
     "cursor_commit",
