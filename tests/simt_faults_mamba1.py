@@ -13,7 +13,7 @@ MAMBA1_FAULTS = [
         "__syncthreads();  // ids are written before they are read",
         "",
         f"{MAMBA1_DEVICE_TESTS} -k schedules",
-        "poison",
+        "wrong",
     ),
     Fault(
         "conv1d: ids overwritten while others read them",

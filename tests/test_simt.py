@@ -19,8 +19,7 @@ TESTS = sanitized.ROOT / "tests"
 SEED = int(os.environ.get("LLAMBA_SIMT_SEED", "1"))  # of the thread schedules
 ELSEWHERE = {  # whose tests are another's
     "state_import": "materialize",
-    "conv1d_verify": "mamba1_verify",
-    "mamba1_materialize": "mamba1_[vw]",
+    "conv1d_verify": "mamba1_[rvw]",
 }
 WHOLE_STEPS = ["test_mamba2_walk.py", "test_step.py"]
 SLOWEST = "test_mamba2_*.py"  # about half of the time: a process of their own
