@@ -2,16 +2,22 @@
 
 import functools
 import itertools
+import math
 import statistics
 
 import torch
 from harness import Rows, seconds, wait_for_quiet
 
 from llamba_kernels.cache import Session
-from llamba_kernels.ops import mamba2_verify
+from llamba_kernels.ops import mamba1_verify, mamba2_verify
 from llamba_kernels.testing import make_mamba2_layer
+from llamba_kernels.testing_mamba1 import make_mamba1_layer
 
-PLACES = {"memory": (80, 24), "cache": (8, 6)}  # heads and layers: 63 MB and 1.6 MB of fp32 states in rotation
+# Shape of a state and layers: 63 MB and 1.6 MB of fp32 states in rotation; Mamba-1 beside as much of A.
+PLACES = {
+    "mamba2": {"memory": ((80, 64, 128), 24), "cache": ((8, 64, 128), 6)},
+    "mamba1": {"memory": ((5120, 16), 96), "cache": ((2560, 16), 6)},
+}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SLOT, LIVE = torch.zeros(1, dtype=torch.int32), 4
 
@@ -19,9 +25,10 @@ SLOT, LIVE = torch.zeros(1, dtype=torch.int32), 4
 CASES = [(0, 0, LIVE), (LIVE, 0, LIVE), (LIVE, LIVE, LIVE), (LIVE, 0, 1)]  # live rows, folded rows, rounded every
 
 
-def medians_ns(nheads, nlayers, checkpoint_dtype):
+def medians_ns(shape, nlayers, checkpoint_dtype):
     """Of a one-token step of each case; they take turns on the same states, so that all meet the same memory."""
-    states = [torch.randn(1, nheads, 64, 128).to(checkpoint_dtype) for _ in range(nlayers)]
+    states = [torch.randn(1, *shape).to(checkpoint_dtype) for _ in range(nlayers)]
+    make_step = make_mamba2_step if len(shape) == 3 else make_mamba1_step
     steps = [[make_step(state, *case) for state in states] for case in CASES]
     times = [[] for _ in CASES]
     for _ in range(max(24, 480 // nlayers)):
@@ -30,14 +37,27 @@ def medians_ns(nheads, nlayers, checkpoint_dtype):
     return [1e9 * statistics.median(each) for each in times]
 
 
-def make_step(state, live, fold, round_every):
-    layer = make_mamba2_layer(1, state.shape[1], 64, 128, session=Session(max_window=8, fold_every=LIVE))
+def open_step(layer, state, live, fold):
     layer.cursor.begin(SLOT, torch.ones(1, dtype=torch.int32))
     layer.cursor.table[0, :3] = torch.tensor([64 + live, live, fold], dtype=torch.int32)
     layer.checkpoint = state
-    layer.rows.normal_(), layer.dt_rows.normal_()
+    for name in ("rows", "x_rows", "dt_rows", "B_rows"):
+        if hasattr(layer, name):
+            getattr(layer, name).normal_()
+
+
+def make_mamba2_step(state, live, fold, round_every):
+    layer = make_mamba2_layer(1, state.shape[1], 64, 128, session=Session(max_window=8, fold_every=LIVE))
+    open_step(layer, state, live, fold)
     options = layer.heads | {"fold_every": round_every, "out": torch.empty(1, 1, *state.shape[1:3])}
     return functools.partial(mamba2_verify, *layer.arguments(*layer.tokens(1, 1), SLOT), **options)
+
+
+def make_mamba1_step(state, live, fold, round_every):
+    layer = make_mamba1_layer(1, state.shape[1], session=Session(max_window=8, fold_every=LIVE))
+    open_step(layer, state, live, fold)
+    options = layer.heads | {"fold_every": round_every, "out": torch.empty(1, 1, state.shape[1])}
+    return functools.partial(mamba1_verify, *layer.arguments(layer.tokens(1, 1), SLOT), **options)
 
 
 def bench_fold(request, benchmark):
@@ -45,9 +65,10 @@ def bench_fold(request, benchmark):
 
     def run():
         figures = {}
-        for (place, sizes), dtype in itertools.product(PLACES.items(), DTYPES):
-            each = [medians_ns(*sizes, dtype) for _ in range(3)]
-            figures[place, dtype] = [statistics.median(column) for column in zip(*each, strict=True)]
+        for kind, dtype in itertools.product(PLACES, DTYPES):
+            for place, sizes in PLACES[kind].items():
+                each = [medians_ns(*sizes, dtype) for _ in range(3)]
+                figures[kind, place, dtype] = [statistics.median(column) for column in zip(*each, strict=True)]
         return figures
 
     with torch.inference_mode():
@@ -61,13 +82,13 @@ def bench_fold(request, benchmark):
         "replay",
         "round",
     ]
-    table = [["states in, checkpoint dtype", *columns]]
-    for (place, dtype), times in figures.items():
+    table = [["layer, states in, checkpoint dtype", *columns]]
+    for (kind, place, dtype), times in figures.items():
         base, live, folded, rounded = times
-        kilo_elements = PLACES[place][0] * 64 * 128 / 1024
+        kilo_elements = math.prod(PLACES[kind][place][0]) / 1024
         costs = [folded - live, (live - base) / LIVE, (rounded - live) / LIVE]
         cells = [1e-3 * each for each in times] + [each / kilo_elements for each in costs]
-        table.append([f"{place}, {str(dtype)[6:]}", *(f"{cell:.1f}" for cell in cells)])
+        table.append([f"{kind}, {place}, {str(dtype)[6:]}", *(f"{cell:.1f}" for cell in cells)])
     benchmark.extra_info.update(table=table, others_load=load)
     busy = " (beside other work)" if load >= 0.1 else ""
     request.config.stash[Rows.KEY].tables[f"costs of W, ns per 1024 state elements{busy}"] = table

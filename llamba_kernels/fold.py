@@ -31,13 +31,13 @@ COSTS = {
     ("cpu", "mamba2", torch.bfloat16, "cache"): Costs(write=19.5, replay=11.6, round=13.0),
     ("cpu", "mamba2", torch.float16, "memory"): Costs(write=8.4, replay=12.1, round=7.5),
     ("cpu", "mamba2", torch.float16, "cache"): Costs(write=6.6, replay=11.1, round=8.1),
-    # Mamba-1 takes an exponential for each element and token; one core, beside other work, the least of 40 runs.
-    ("cpu", "mamba1", torch.float32, "memory"): Costs(write=1.9, replay=153.0, round=0.0),
-    ("cpu", "mamba1", torch.float32, "cache"): Costs(write=6.5, replay=125.0, round=0.0),
-    ("cpu", "mamba1", torch.bfloat16, "memory"): Costs(write=73.0, replay=181.0, round=200.0),
-    ("cpu", "mamba1", torch.bfloat16, "cache"): Costs(write=75.0, replay=151.0, round=229.0),
-    ("cpu", "mamba1", torch.float16, "memory"): Costs(write=19.0, replay=171.0, round=97.0),
-    ("cpu", "mamba1", torch.float16, "cache"): Costs(write=19.0, replay=137.0, round=151.0),
+    # Mamba-1 takes an exponential for each element and token. One core, beside other work.
+    ("cpu", "mamba1", torch.float32, "memory"): Costs(write=9.9, replay=161.0, round=0.0),
+    ("cpu", "mamba1", torch.float32, "cache"): Costs(write=6.5, replay=147.0, round=0.0),
+    ("cpu", "mamba1", torch.bfloat16, "memory"): Costs(write=80.0, replay=188.0, round=57.0),
+    ("cpu", "mamba1", torch.bfloat16, "cache"): Costs(write=87.0, replay=169.0, round=56.0),
+    ("cpu", "mamba1", torch.float16, "memory"): Costs(write=6.1, replay=173.0, round=34.0),
+    ("cpu", "mamba1", torch.float16, "cache"): Costs(write=28.0, replay=155.0, round=38.0),
 }
 CACHE_BYTES = 16 << 20
 
