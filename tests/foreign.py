@@ -76,10 +76,10 @@ FOREIGN = {
 }
 
 
-def make_foreign(family, dtype=torch.float32):
+def make_foreign(family, dtype=torch.float32, **change):
     prefix, settings = FOREIGN[family]
     torch.manual_seed(1)
-    config = getattr(transformers, f"{prefix}Config")(**settings)
+    config = getattr(transformers, f"{prefix}Config")(**{**settings, **change})
     return randomize(getattr(transformers, f"{prefix}ForCausalLM")(config)).to(dtype)
 
 

@@ -58,3 +58,14 @@ def test_names_and_shapes_are_theirs(family, tmp_path):
     assert foreign_shapes(config) == expected
     ours = [name for rule in names(config) for name in rule.ours]
     assert len(ours) == len(set(ours))
+
+
+@pytest.mark.parametrize("family, change", [("llama", {"sliding_window": 3}), ("jamba", {"head_dim": 16})])
+def test_a_setting_that_transformers_reads_or_not(family, change, tmp_path):
+    """A Llama's attention sees all tokens, whatever its config.json says; Jamba's heads may be of any size."""
+    theirs = make_foreign(family, **change)
+    theirs.save_pretrained(tmp_path)
+    tokens = torch.randint(97, (1, 20))
+    with torch.no_grad():
+        expected, logits = theirs(tokens, use_cache=False).logits, load_model(tmp_path)(tokens).logits
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()

@@ -141,18 +141,28 @@ def test_d_inner_that_is_left_out(variant):
         ),
         ({"ssm_cfg": {"layer": "Mamba3"}}, "layer must be Mamba1 or Mamba2 in ssm_cfg; got 'Mamba3'"),
         ({"ssm_cfg": {"ngroups": 2}}, "ssm_cfg must hold what Mamba1 has; got ['ngroups']"),
-        ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "norm_before_gate must be False in ssm_cfg"),
-        ({"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}}, "rmsnorm must be True in ssm_cfg"),
-        ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "D_has_hdim must be False in ssm_cfg"),
-        ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 48}}, "d_ssm must be None in ssm_cfg"),
+        (
+            {"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}},
+            "norm_before_gate must be False in ssm_cfg, which is what is run; got True",
+        ),
+        (
+            {"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}},
+            "rmsnorm must be True in ssm_cfg, which is what is run; got False",
+        ),
+        (
+            {"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}},
+            "D_has_hdim must be False in ssm_cfg, which is what is run; got True",
+        ),
+        ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 48}}, "d_ssm must be None in ssm_cfg, which is what is run; got 48"),
         (
             {"ssm_cfg": {"layer": "Mamba2", "dt_limit": [0, 1]}},
-            "dt_limit must be [0.0, Infinity] in ssm_cfg, as step sizes",
+            "dt_limit must be [0.0, Infinity] in ssm_cfg, as step sizes are not clipped; got [0, 1]",
         ),
         (
             {"ssm_cfg": {"layer": "Mamba2", "headdim": 20}},
             "headdim must divide expand * d_model = 96 in ssm_cfg; got 20",
         ),
+        ({"ssm_cfg": {"expand": "2"}}, "expand must be a number in ssm_cfg; got '2'"),
         ({"d_model": "48"}, "d_model must be a positive int; got '48'"),
         ({"pad_vocab_size_multiple": 0}, "pad_vocab_size_multiple must be a positive int; got 0"),
     ],

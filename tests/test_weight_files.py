@@ -56,8 +56,10 @@ def test_pickled_shards_and_strides_give_the_same_bits(mamba):
 def test_what_a_pickled_file_may_hold(mamba):
     folder, tensors = mamba
     for content, got in [
-        ([1, 2], "must hold tensors by name; got list"),
-        ({"model": tensors}, "must hold tensors by name; got dict"),
+        ([1, 2], "must hold dense tensors by name; got list"),
+        ({"model": tensors}, "must hold dense tensors by name; got dict"),
+        ({**tensors, NAME: None}, "must hold dense tensors by name; got NoneType"),
+        ({**tensors, NAME: tensors[NAME].to_sparse()}, "must hold dense tensors by name; got sparse_coo"),
         ({**tensors, NAME: print}, "must hold readable weights; got "),  # nothing but tensors is unpickled
     ]:
         torch.save(content, folder / BIN)

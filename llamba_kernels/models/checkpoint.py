@@ -174,8 +174,10 @@ def _pickled(path: Path) -> dict[str, Stored]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(f"load_model: {path} must hold readable weights; got {line(error)}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ValueError(f"load_model: {path} must hold tensors by name; got {type(tensors).__name__}")
+    for value in tensors.values() if isinstance(tensors, dict) else [tensors]:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            got = str(value.layout).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"load_model: {path} must hold dense tensors by name; got {got}")
     found = {}
     for name, tensor in tensors.items():
         start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)

@@ -21,7 +21,7 @@ def config(settings: dict) -> dict:
     return {
         **copied(theirs, *SIZES, *ATTENTION, "intermediate_size", "hidden_act"),
         **stock_mamba1(*sizes, theirs.mamba_d_conv, theirs.mamba_conv_bias, theirs.mamba_proj_bias),
-        "head_dim": theirs.hidden_size // theirs.num_attention_heads,
+        "head_dim": getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
         "rotary_dim": 0,
         "layers": ["attention" if "attention" == kind else "mamba1" for kind in theirs.layers_block_type],
         "mamba1_inner_norm": "weighted",

@@ -8,6 +8,7 @@ from .layout import Layout
 
 NAME = "llama"
 CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig}
+OWN = {"llama": ("attention_bias", "mlp_bias"), "mistral": ("sliding_window",)}  # the other one's are not read
 
 
 def matches(settings: dict) -> bool:
@@ -16,12 +17,11 @@ def matches(settings: dict) -> bool:
 
 def config(settings: dict) -> dict:
     check_fields(settings)  # transformers' own checks let much through, and say less
-    theirs = CONFIGS[settings["model_type"]].from_dict(settings)
+    kind = settings["model_type"]
+    theirs = CONFIGS[kind].from_dict(settings)
     return {
         **copied(theirs, *SIZES, *ATTENTION, "intermediate_size", "head_dim", "hidden_act"),
-        "attention_bias": getattr(theirs, "attention_bias", False),
-        "mlp_bias": getattr(theirs, "mlp_bias", False),
-        "sliding_window": getattr(theirs, "sliding_window", None),
+        **copied(theirs, *OWN[kind]),
         "rope_parameters": dict(theirs.rope_parameters),
     }
 

@@ -2,7 +2,7 @@
 
 import math
 
-from .fields import refuse, stock_mamba1, stock_mamba2
+from .fields import NO_LIMIT, refuse, stock_mamba1, stock_mamba2
 from .layout import BACKBONE, Layout
 
 NAME = "mamba_ssm"
@@ -67,13 +67,16 @@ def config(settings: dict) -> dict:
 
 def _mixer(kind: str, ssm: dict, hidden: int) -> dict:
     for field, value in ONLY.items():
-        if ssm.pop(field, value) != value:
-            raise refuse(field, f"be {value!r} in ssm_cfg, which is what is run", ssm)
-    if tuple(ssm.pop("dt_limit", (0.0, math.inf))) != (0.0, math.inf):
-        raise refuse("dt_limit", "be [0.0, Infinity] in ssm_cfg, as step sizes are not clipped", ssm)
+        if (found := ssm.pop(field, value)) != value:
+            raise refuse(field, f"be {value!r} in ssm_cfg, which is what is run", found)
+    limit = ssm.pop("dt_limit", NO_LIMIT)
+    if limit not in (NO_LIMIT, list(NO_LIMIT)):
+        raise refuse("dt_limit", "be [0.0, Infinity] in ssm_cfg, as step sizes are not clipped", limit)
     if surplus := ssm.keys() - KNOWN[kind] - IGNORED:
         raise refuse("ssm_cfg", f"hold what {kind} has", sorted(surplus))
     given = {**MIXER_DEFAULTS, **ssm}
+    if not isinstance(given["expand"], (int, float)):
+        raise refuse("expand", "be a number in ssm_cfg", given["expand"])
     inner, flags = int(given["expand"] * hidden), (given["d_conv"], given["conv_bias"], given["bias"])
     if kind == "Mamba1":
         rank = given.get("dt_rank", "auto")
