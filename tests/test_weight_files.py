@@ -13,7 +13,7 @@ from originals import write
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from llamba_kernels.models import load_model
+from llamba_kernels.models import checkpoint, load_model
 
 BIN = "pytorch_model.bin"
 NAME = "backbone.layers.1.mixer.A_log"
@@ -103,6 +103,22 @@ def test_a_tensor_in_two_shards(mamba):
     (folder / INDEX).write_text(json.dumps(index))
     got = f"got it in {folder / 'b.safetensors'} and in {folder / 'a.safetensors'}"
     assert refusal(folder) == f"load_model: {NAME} must be stored once; {got}"
+
+
+def test_a_tied_head_is_compared_a_block_at_a_time(tmp_path, monkeypatch):
+    """A whole second embedding would be most of a small model again."""
+    *_, parameters = write(tmp_path, "state_spaces mamba1")
+    sizes, read = [], checkpoint.Weights._read
+    monkeypatch.setattr(checkpoint, "BLOCK", 1000)
+    monkeypatch.setattr(checkpoint.Weights, "_read", lambda *given: (sizes.append(len(given[2])), read(*given)))
+    load_model(tmp_path)
+    assert sizes[-20:] == [250] * 19 + [104 * 48 - 19 * 250]
+    load_model(tmp_path, torch.bfloat16)
+    assert sizes[-10:] == [500] * 9 + [104 * 48 - 9 * 500]
+    other = parameters["lm_head.weight"].clone()
+    other[-1, -1] += 1
+    torch.save({**parameters, "lm_head.weight": other}, tmp_path / BIN)
+    assert refusal(tmp_path).startswith("load_model: lm_head.weight must equal the embedding")
 
 
 def test_the_embedding_under_its_older_name(tmp_path):

@@ -7,7 +7,7 @@ generation_config.json it ignores.
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -109,36 +109,48 @@ class Weights:
     def read(self, name: str, out: Tensor) -> None:
         """Fill `out`, contiguous and of the tensor's shape, converting to its dtype."""
         stored = self.stored[name]
+        if stored.stride is None:
+            self._read(stored, out.view(-1))
+        else:
+            last = sum((size - 1) * step for size, step in zip(stored.shape, stored.stride, strict=True))
+            whole = torch.empty(last + 1, dtype=out.dtype)
+            self._read(stored, whole)
+            out.copy_(whole.as_strided(stored.shape, stored.stride))
+
+    def equals(self, name: str, tensor: Tensor) -> bool:
+        """Whether the stored values, converted, are those of a contiguous tensor; a block at a time if they are."""
+        stored = self.stored[name]
+        if stored.stride is not None:
+            other = torch.empty_like(tensor)
+            self.read(name, other)
+            return torch.equal(other, tensor)
+        parts = tensor.view(-1).split(BLOCK // tensor.element_size())
+        other, start = torch.empty_like(parts[0]), stored.start
+        for part in parts:
+            self._read(replace(stored, start=start), other[: len(part)])
+            if not torch.equal(other[: len(part)], part):
+                return False
+            start += len(part) * FLOATS[stored.dtype].itemsize
+        return True
+
+    def _read(self, stored: Stored, out: Tensor) -> None:
         try:
-            if stored.stride is None:
-                self._read(stored, out.view(-1))
-            else:
-                last = sum((size - 1) * step for size, step in zip(stored.shape, stored.stride, strict=True))
-                whole = torch.empty(last + 1, dtype=out.dtype)
-                self._read(stored, whole)
-                out.copy_(whole.as_strided(stored.shape, stored.stride))
+            with stored.path.open("rb", buffering=0) as file:
+                file.seek(stored.start)
+                self._fill_converting(file, FLOATS[stored.dtype], out)
         except (OSError, EOFError) as error:
             raise ValueError(f"load_model: {stored.path} must hold readable weights; got {line(error)}") from error
 
-    def equals(self, name: str, tensor: Tensor) -> bool:
-        """Whether the stored values, converted, are those of a contiguous tensor."""
-        other = torch.empty_like(tensor)
-        self.read(name, other)
-        return torch.equal(other, tensor)
-
-    def _read(self, stored: Stored, out: Tensor) -> None:
-        dtype = FLOATS[stored.dtype]
-        with stored.path.open("rb", buffering=0) as file:
-            file.seek(stored.start)
-            if out.dtype == dtype:
-                _fill(file, out)
-                return
-            if not len(self._block):
-                self._block = torch.empty(BLOCK, dtype=torch.uint8)
-            block = self._block.view(dtype)
-            for part in out.split(len(block)):
-                _fill(file, block[: len(part)])
-                part.copy_(block[: len(part)])
+    def _fill_converting(self, file, dtype: torch.dtype, out: Tensor) -> None:
+        if out.dtype == dtype:
+            _fill(file, out)
+            return
+        if not len(self._block):
+            self._block = torch.empty(BLOCK, dtype=torch.uint8)
+        block = self._block.view(dtype)
+        for part in out.split(len(block)):
+            _fill(file, block[: len(part)])
+            part.copy_(block[: len(part)])
 
 
 def _fill(file, out: Tensor) -> None:

@@ -79,7 +79,7 @@ def _check_attention(config):
     _require(config, divides, "num_key_value_heads", f"divide num_attention_heads, {config.num_attention_heads}")
     fits = config.rotary_dim <= config.head_dim and config.rotary_dim % 2 == 0
     _require(config, fits, "rotary_dim", f"be even and at most head_dim, {config.head_dim}")
-    _require(config, math.isfinite(config.attention_scale), "attention_scale", "be finite")
+    _require(config, 0 < config.attention_scale < math.inf, "attention_scale", "be positive and finite")
     if config.rotary_dim:
         _check_rope(config)
 
