@@ -121,6 +121,7 @@ GOOD = {
     "checkpointing_ssu": dict(batch=1, nslots=1, nheads=2, headdim=4, dstate=16, ngroups=1, ring=8, window=4),
     "causal_conv1d_update": dict(batch=1, dim=8, ntokens=1, nslots=1, state_len=3, nblocks=1, width=4),
 }
+WITH_CURSOR = ("mamba2_verify", "materialize", "conv1d_verify", "mamba1_verify", "mamba1_materialize", "state_import")
 REFUSED = [
     ("mamba2_verify", dict(batch=-1), "batch must be at least 0; got -1"),
     ("mamba2_verify", dict(max_ntokens=0), "max_ntokens must be at least 1; got 0"),
@@ -135,6 +136,7 @@ REFUSED = [
     ("conv1d_verify", dict(max_ntokens=0), "max_ntokens must be 1 to 16777216; got 0"),
     ("conv1d_verify", dict(headdim=0), "headdim must be 1 to 16777216; got 0"),
     ("conv1d_verify", dict(x_heads=2), "x_heads must divide nheads = 1; got 2"),
+    *((op, dict(cursor=Cursor(None, -1, 20, 4, 13)), "nslots must be at least 0; got -1") for op in WITH_CURSOR),
     ("mamba1_verify", dict(max_ntokens=0), "max_ntokens must be at least 1; got 0"),
     ("mamba1_verify", dict(d_inner=0), "d_inner must be 1 to 16777216; got 0"),
     ("mamba1_verify", dict(dstate=80), "dstate must be a multiple of 16 up to 64; got 80"),
@@ -144,7 +146,10 @@ REFUSED = [
     ("state_import", dict(batch=-1), "batch must be at least 0; got -1"),
     ("state_import", dict(conv_dim=0), "conv_dim must be at least 1; got 0"),
     ("selective_state_update", dict(batch=-1), "batch must be 0 to 16777216; got -1"),
-    ("selective_state_update", dict(ntokens=-1), "ntokens must be at least 0; got -1"),
+    ("selective_state_update", dict(ntokens=-1), "ntokens must be 0 to 2147483647; got -1"),
+    ("selective_state_update", dict(nslots=2**62), f"nslots must be 0 to 2147483647; got {2**62}"),
+    ("selective_state_update", dict(buffer=1, nbuffer=-1), "nbuffer must be 0 to 2147483647; got -1"),
+    ("selective_state_update", dict(buffer=1, buffer_steps=-1), "buffer_steps must be 0 to 2147483647; got -1"),
     ("selective_state_update", dict(nheads=0), "nheads must be 1 to 16777216; got 0"),
     ("selective_state_update", dict(headdim=0), "headdim must be 1 to 16777216; got 0"),
     ("selective_state_update", dict(dstate=257), "dstate must be 1 to 256; got 257"),
@@ -254,3 +259,26 @@ def test_numbers_that_break_a_rule(op, change, sentence):
     args = struct(size=ctypes.sizeof(struct), **fields)
     assert getattr(LIBRARY, f"llamba_{op}_cpu")(ctypes.byref(args)) == 1
     assert LIBRARY.llamba_last_error().decode() == f"{op}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(dt=Operand(1, dtype=3)), "dt must be float32, bfloat16 or float16; got code 3"),
+        (dict(A=Operand(1, (0, 64, 16, 2))), "A must have a last stride of 0 or 1; got 2"),
+    ],
+)
+def test_operands_of_selective_state_update(change, sentence):
+    struct = struct_of("selective_state_update")
+    args = struct(size=ctypes.sizeof(struct), **GOOD["selective_state_update"], **change)
+    assert LIBRARY.llamba_selective_state_update_cpu(ctypes.byref(args)) == 2
+    assert LIBRARY.llamba_last_error().decode() == f"selective_state_update: {sentence}"
+
+
+@pytest.mark.parametrize("op", ["kv_compact", "attention_step", "mamba1_verify"])
+def test_slots_beyond_all_memory(op):
+    count = {"cursor": Cursor(None, 2**62, 20, 4, 13)} if op == "mamba1_verify" else {"nslots": 2**62}
+    struct = struct_of(op)
+    args = struct(size=ctypes.sizeof(struct), **GOOD[op] | count)
+    assert getattr(LIBRARY, f"llamba_{op}_cpu")(ctypes.byref(args)) == 4
+    assert LIBRARY.llamba_last_error().decode() == f"{op}: memory must suffice for the scratch; got none"

@@ -13,6 +13,7 @@ namespace llamba {
 
 inline int check_slots(const char* op, const int32_t* slots, int64_t batch, int64_t nslots,
                        const char* name = "slots") {
+  if (nslots < 0) return fail(LLAMBA_VALUE_ERROR, "%s: nslots must be at least 0; got %" PRId64, op, nslots);
   static thread_local std::vector<char> seen;  // kept between calls: a step allocates nothing
   seen.assign(nslots, 0);
   for (int64_t i = 0; i < batch; ++i) {

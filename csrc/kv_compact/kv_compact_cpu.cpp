@@ -90,4 +90,6 @@ int kv_compact(const llamba_kv_compact_args& args) {
 }  // namespace
 }  // namespace llamba
 
-extern "C" int llamba_kv_compact_cpu(const llamba_kv_compact_args* args) { return llamba::kv_compact(*args); }
+extern "C" int llamba_kv_compact_cpu(const llamba_kv_compact_args* args) {
+  return llamba::guarded(llamba::kOp, [&] { return llamba::kv_compact(*args); });
+}

@@ -18,12 +18,30 @@ inline int check_ssu(const llamba_selective_state_update_args* args) {
     return fail(LLAMBA_TYPE_ERROR, "%s: state_dtype must be float32, bfloat16 or float16; got code %d", kOp,
                 static_cast<int>(args->state_dtype));
   }
+  const struct {
+    const char* name;
+    const llamba_operand& operand;
+  } operands[] = {{"x", args->x}, {"dt", args->dt}, {"z", args->z}, {"B", args->B},
+                  {"C", args->C}, {"A", args->A},   {"D", args->D}, {"dt_bias", args->dt_bias}};
+  for (const auto& [name, operand] : operands) {
+    if (operand.data && (operand.dtype < LLAMBA_FLOAT32 || operand.dtype > LLAMBA_FLOAT16)) {
+      return fail(LLAMBA_TYPE_ERROR, "%s: %s must be float32, bfloat16 or float16; got code %d", kOp, name,
+                  static_cast<int>(operand.dtype));
+    }
+  }
+  if (args->A.data && args->A.strides[3] != 0 && args->A.strides[3] != 1) {
+    return fail(LLAMBA_TYPE_ERROR, "%s: A must have a last stride of 0 or 1; got %" PRId64, kOp, args->A.strides[3]);
+  }
   LLAMBA_CHECK_RANGE(kOp, args, batch, 0, kMost);
-  LLAMBA_CHECK_LEAST(kOp, args, ntokens, 0);
+  LLAMBA_CHECK_RANGE(kOp, args, ntokens, 0, INT32_MAX);
   LLAMBA_CHECK_RANGE(kOp, args, nheads, 1, kMost);
   LLAMBA_CHECK_RANGE(kOp, args, headdim, 1, kMost);
   LLAMBA_CHECK_RANGE(kOp, args, dstate, 1, kSsuMostDstate);
-  LLAMBA_CHECK_LEAST(kOp, args, nslots, 0);
+  LLAMBA_CHECK_RANGE(kOp, args, nslots, 0, INT32_MAX);
+  if (args->buffer) {
+    LLAMBA_CHECK_RANGE(kOp, args, nbuffer, 0, INT32_MAX);
+    LLAMBA_CHECK_RANGE(kOp, args, buffer_steps, 0, INT32_MAX);
+  }
   if (args->ngroups < 1 || args->nheads % args->ngroups != 0) {
     return fail(LLAMBA_VALUE_ERROR, "%s: ngroups must divide nheads = %d; got %d", kOp, args->nheads, args->ngroups);
   }
