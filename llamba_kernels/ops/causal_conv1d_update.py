@@ -1,4 +1,4 @@
-"""Drop-in for causal-conv1d's function of this name, with the arguments that vLLM and SGLang add."""
+"""Drop-in for causal-conv1d's function of this name, with the arguments that vLLM adds, and SGLang's windows."""
 
 import torch
 
@@ -61,7 +61,9 @@ def causal_conv1d_update(
         initial_state_idx, block_idx_last_scheduled_token: (batch) int32 or None: which of a sequence's blocks the state
             is read from, and which it is written to; None: 0.
         retrieve_parent_token: (batch, at least seqlen) int32 or int64, or None: a chain. Token i > 0 follows token
-            [i] < i, or the state if that is -1; that of token 0 is not read. The state moves as by a chain.
+            [i] < i, or the state if that is -1; that of token 0 is not read. The state moves as by a chain. SGLang's
+            function writes this one, from retrieve_next_token and retrieve_next_sibling, which are not taken here; nor
+            is its num_accept_tokens, another name of num_accepted_tokens.
         intermediate_conv_window: (entries, steps, dim, width-1), dtype of conv_state, or None: receives the inputs
             after each token, for a commit of any prefix or path. intermediate_state_indices: (batch) int32, unique, or
             None: a sequence's entry is its slot.
