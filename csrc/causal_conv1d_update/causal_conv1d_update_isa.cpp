@@ -34,6 +34,10 @@ LLAMBA_INLINE void store_channels(E* p, int64_t stride, vec16 a, int lanes) {
 
 template <typename A, typename B>
 LLAMBA_INLINE void copy_channels(A* to, int64_t to_stride, const B* from, int64_t from_stride, int lanes) {
+  if (is_same<A, B> && to_stride == 1 && from_stride == 1 && lanes == kLanes) {  // a few instructions
+    std::memcpy(to, from, sizeof(A) * kLanes);
+    return;
+  }
   for (int i = 0; i < lanes; ++i) {
     if constexpr (is_same<A, B>) {
       to[i * to_stride] = from[i * from_stride];
@@ -127,16 +131,23 @@ int64_t parent_of(const Args& args, const ConvSequence& sequence, int64_t node) 
                                 : static_cast<const int32_t*>(args.parents)[at];
 }
 
+template <typename W, int kWidth>
+LLAMBA_INLINE void load_taps(const Args& args, int64_t channel, int lanes, vec16 (&taps)[kWidth]) {
+  const W* weight = static_cast<const W*>(args.weight) + channel * args.weight_stride_channel;
+  if (kWidth == 4 && lanes == kLanes && args.weight_stride_channel == 4 && args.weight_stride_tap == 1) {
+    load_columns(weight, taps[0], taps[1], taps[kWidth - 2], taps[kWidth - 1]);
+    return;
+  }
+  for (int tap = 0; tap < kWidth; ++tap) {
+    taps[tap] = load_channels(weight + tap * args.weight_stride_tap, args.weight_stride_channel, lanes);
+  }
+}
+
 template <typename T, int kWidth>
 void update_channels(const Channels<T>& c) {
   const Args& args = c.args;
   vec16 taps[kWidth], past[kWidth - 1], window[kWidth], start = broadcast(0.0f);
-  for (int tap = 0; tap < kWidth; ++tap) {
-    const int64_t at = c.channel * args.weight_stride_channel + tap * args.weight_stride_tap;
-    LLAMBA_SWITCH_DTYPE(
-        args.weight_dtype, W,
-        taps[tap] = load_channels(static_cast<const W*>(args.weight) + at, args.weight_stride_channel, c.lanes));
-  }
+  LLAMBA_SWITCH_DTYPE(args.weight_dtype, W, load_taps<W>(args, c.channel, c.lanes, taps));
   if (args.bias) {
     LLAMBA_SWITCH_DTYPE(args.weight_dtype, W,
                         start = load_first(static_cast<const W*>(args.bias) + c.channel, c.lanes));
