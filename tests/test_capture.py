@@ -101,6 +101,16 @@ def test_a_capture_is_not_copied(copied):
     capture.replay()
 
 
+def test_a_scan_whose_outputs_are_always_new_is_refused():
+    x, A, B = torch.randn(1, 5, 4), -torch.rand(4, 16), torch.randn(1, 5, 16)
+
+    def body():
+        ops.selective_scan(x, x, A, B, B)
+
+    sentence = "selective_scan: a capture must hold only operators of a step; got selective_scan"
+    assert_refused(ValueError, sentence, Capture, body, x)
+
+
 def test_operators_that_point_to_their_own_lists_are_refused():
     cursor, slots = torch.zeros(1, 20, dtype=torch.int32), int32(0)
 

@@ -107,6 +107,7 @@ void selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A, const Te
                     int64_t state_every, const Tensor& y, const std::optional<Tensor>& final_state,
                     const std::optional<Tensor>& states, const std::optional<Tensor>& chunk_states) {
   constexpr const char* kOp = "selective_scan";
+  refuse_in_capture(kOp);  // what it writes is new memory of each call; the backward's, too
   llamba_selective_scan_args args =
       check_inputs(kOp, x, dt, A, B, C, D, z, dt_bias, B_heads, C_heads, dt_softplus, initial_state, cu_seqlens);
   const int64_t batch = args.batch, length = args.length, d_inner = args.d_inner, dstate = args.dstate;
@@ -152,6 +153,7 @@ void selective_scan_backward(const Tensor& x, const Tensor& dt, const Tensor& A,
                              const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_dt_bias,
                              const std::optional<Tensor>& grad_initial_state) {
   constexpr const char* kOp = "selective_scan_backward";
+  refuse_in_capture(kOp);
   llamba_selective_scan_backward_args args{sizeof(args)};
   args.scan =
       check_inputs(kOp, x, dt, A, B, C, D, z, dt_bias, B_heads, C_heads, dt_softplus, initial_state, cu_seqlens);
