@@ -300,6 +300,8 @@ def bench(
         check_writable("bench", json_file)
     if (model is None) == (preset is None):
         raise ValueError(f"bench: exactly one of a model and --preset must be given; got {model} and {preset}")
+    if preset is not None and data:
+        raise ValueError(f"bench: data must be left out with --preset, whose prompts are random; got {data[0]}")
 
     from .decode_bench import decode_bench, held_out_prompts, make_preset, random_prompts
 

@@ -187,6 +187,10 @@ def test_a_preset_that_does_not_fit_is_refused_before_its_memory_is_asked_for(ti
             ("--preset", "tiny", "--draft", "a/model"),
             "bench: draft must be lookup, none or first:N with a preset, which has no tokenizer; got a/model",
         ),
+        (
+            ("--preset", "tiny", "--data", "x"),
+            "bench: data must be left out with --preset, whose prompts are random; got x",
+        ),
         (("--preset", "tiny", "--dtype", "float8"), "dtype must be float32 or bfloat16; got float8"),
     ],
 )
