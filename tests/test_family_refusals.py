@@ -195,3 +195,8 @@ def test_a_shape_that_does_not_match_the_config(folders, tmp_path, family):
     assert "must have shape (98, 48) as config.json says; got (97, 48)" in sentence
     (tmp_path / "config.json").write_text(json.dumps(settings))
     load_model(tmp_path)
+
+
+def test_a_special_float_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "rms_norm_eps": {"__float__": []}}))
+    assert refusal(tmp_path).startswith(f"load_model: config.json of {tmp_path} must be JSON; got float() argument")

@@ -53,7 +53,7 @@ def read_settings(source: str, name: str, required: bool = False) -> dict | None
         return None
     try:
         settings = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"load_model: {name} of {source} must be JSON; got {line(error)}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"load_model: {name} of {source} must hold a JSON object; got {type(settings).__name__}")
