@@ -43,6 +43,11 @@ def operator(wrapper):
 
     Most types are looked at only once something has failed, so a call that works pays next to nothing for it.
     """
+    if not hasattr(torch.ops.llamba, wrapper.__name__):
+        raise ImportError(
+            "llamba_kernels: the native library must be built from these sources (pip install --no-build-isolation "
+            f"-e . again); got one without {wrapper.__name__}"
+        )
     op = getattr(torch.ops.llamba, wrapper.__name__).default
     register(op)
     parameters = inspect.signature(wrapper).parameters

@@ -134,7 +134,7 @@ def _original(model: LlambaForCausalLM) -> tuple[LlambaConfig, Callable[[str], T
     origin = model.config.origin
     if origin is None:
         raise ValueError(
-            "export_model: model must come from another layout, or layout must be given; got one of our own folders"
+            f"export_model: layout must be given ({', '.join(LAYOUTS)}) for a model that came in no other; got none"
         )
     described = families.config_of(origin["config"])
     _check_same(model.config, described, f"as the {origin['family']} config.json that it came with says")

@@ -176,7 +176,9 @@ def test_what_is_no_longer_what_was_loaded(tmp_path):
     model.config.layers = ["mamba2", "attention", "attention"]
     with pytest.raises(ValueError, match="export_model: layers must be .*, as the llama config.json that it came with"):
         export_model(model, tmp_path / "out")
-    with pytest.raises(ValueError, match="export_model: model must come from another layout, or layout must be given"):
+    with pytest.raises(
+        ValueError, match="export_model: layout must be given .mamba_in_llama, granitemoehybrid, bamba. for"
+    ):
         export_model(make_hybrid(), tmp_path / "out")
     with pytest.raises(ValueError, match="export_model: format must be safetensors or bin; got gguf"):
         export_model(model, tmp_path / "out", format="gguf")

@@ -35,6 +35,20 @@ def expected(model):
     return generate(model, ids(PROMPT), use_cache=False)
 
 
+def test_an_assistant_may_draft_the_padding_id(model, expected):
+    """transformers takes such a token of a draft's for padding; to the assistant it is a token like others."""
+    pad = int(expected[0, len(PROMPT) + 3])
+    options = {
+        "pad_token_id": pad,
+        "eos_token_id": None,
+        "attention_mask": torch.ones(1, len(PROMPT), dtype=torch.int64),
+    }
+    assert torch.equal(
+        generate(model, ids(PROMPT), assistant_model=model, **options)[:, : len(PROMPT) + 9],
+        generate(model, ids(PROMPT), **options)[:, : len(PROMPT) + 9],
+    )
+
+
 class Forwards:
     """Counts a model's forwards and their tokens."""
 

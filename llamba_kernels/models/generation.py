@@ -150,10 +150,14 @@ class GenerationCache:
         mask = None if attention_mask is None else attention_mask[:, -n:].bool()
         if mask is None or bool(mask.all()):
             return [0] * self.batch
-        if self.length:
+        drafts = self._session.max_rollback > 0
+        if self.length and not drafts:
             raise ValueError("forward: attention_mask must be 1 on all tokens after the first forward's; got 0")
         padding = (n - mask.sum(1)).tolist()
-        if max(padding) >= n or not all(bool(row[count:].all()) for row, count in zip(mask, padding, strict=True)):
+        is_left = all(bool(row[count:].all()) for row, count in zip(mask, padding, strict=True))
+        if drafts and (self.length or not is_left):
+            return [0] * self.batch  # transformers takes any token of an assistant's that is the padding id for padding
+        if max(padding) >= n or not is_left:
             raise ValueError("forward: attention_mask must be 0 on left padding and 1 on at least one token after it")
         if keep > 1:
             raise ValueError(f"forward: logits_to_keep must be 1 for sequences with padding; got {keep}")

@@ -17,6 +17,7 @@ from .families.layout import Layout, Rule, rules
 from .model import LlambaForCausalLM
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
 
 
 def load_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32) -> LlambaForCausalLM:
@@ -55,6 +56,9 @@ def stored_dtype(path_or_id: str | Path) -> torch.dtype:
 def load_tokenizer(path_or_id: str | Path, model: LlambaForCausalLM | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer stored with a model. model: what its tokens are for, which must have an embedding for each."""
     source = model_source("load_tokenizer", path_or_id)
+    # transformers would make an empty tokenizer of what some config.json names.
+    if Path(source).is_dir() and not any(any(Path(source).glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ValueError(f"load_tokenizer: path_or_id must hold a tokenizer; got {source}, which has no file of one")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # tokenizers raises bare Exceptions, transformers what the JSON makes it stumble over
