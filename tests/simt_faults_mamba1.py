@@ -58,8 +58,8 @@ MAMBA1_FAULTS = [
     Fault(
         "mamba1: only the first head's blocks store rows of B",
         MAMBA1_INPUTS,
-        "head * params.B.channels >= place.dim ? kept : nullptr",
-        "head == 0 ? kept : nullptr",
+        "row >= 0 && head * params.B.channels >= place.dim ? kept : -1",
+        "row >= 0 && head == 0 ? kept : -1",
         f"{MAMBA1_TESTS} -k attention",
         "poison",
     ),

@@ -195,15 +195,14 @@ __device__ __forceinline__ void store_quad(T* p, const T (&v)[4]) {
 template <typename T>
 struct HeadQuad {
   const T* from;  // nullptr: nothing to do
-  float* to;
-  T* kept;  // nullptr: no row of it is kept, or not by this block
+  int32_t to;     // an index from the first of B on
+  int64_t kept;   // an index of B_rows; -1: no row of it is kept, or not by this block
 };
 
 // Item i of the chunk's B, then C: a place, a head of those that the block reads, four of dstate.
 template <typename T, int kState, typename TokenOf>
 __device__ __forceinline__ HeadQuad<T> head_quad(const Mamba1Params& params, const Step& step, const StatePlace& place,
-                                                 const Chunk& chunk, TokenOf token_of, const Mamba1Heads& heads,
-                                                 int32_t i) {
+                                                 const Chunk& chunk, TokenOf token_of, int32_t i) {
   const llamba_mamba1_verify_args& args = params.args;
   const int32_t dstate = dstate_of<kState>(args), quads = dstate / 4;
   const int32_t last = place.dim + place.ndims - 1;
@@ -213,49 +212,45 @@ __device__ __forceinline__ HeadQuad<T> head_quad(const Mamba1Params& params, con
   const bool is_B = i < begin_C;
   if (!is_B) i -= begin_C;
   const int32_t n = i % quads * 4, at = i / quads % (is_B ? of_B : of_C), p = i / quads / (is_B ? of_B : of_C);
-  if (p >= chunk.nplaces) return {};
+  if (p >= chunk.nplaces) return {nullptr, 0, -1};
   const int32_t token = token_of(p) - step.live, head = (is_B ? first_B : first_C) + at;
   const int64_t batch_idx = step.batch_idx, column = int64_t{head} * dstate + n;
   if (!is_B) {  // a live token has no output
-    if (token < 0) return {};
+    if (token < 0) return {nullptr, 0, -1};
     const T* from = static_cast<const T*>(args.C) + batch_idx * args.C_stride_batch + token * args.C_stride_token;
-    return {from + column, heads.C + (p * params.C.span + at) * kState + n, nullptr};
+    return {from + column, (Mamba1Storage<kState>::kPlaces * params.B.span + p * params.C.span + at) * kState + n, -1};
   }
   const int32_t row = new_row(args, step, token);  // of a live token: its own
-  float* to = heads.B + (p * params.B.span + at) * kState + n;
-  T* kept = nullptr;
-  if (row >= 0) {
-    kept = static_cast<T*>(args.B_rows) + step.slot * args.B_rows_stride_slot + row * args.B_rows_stride_row + column;
-  }
-  if (token < 0) return {kept, to, nullptr};
+  const int32_t to = (p * params.B.span + at) * kState + n;
+  const int64_t kept = step.slot * args.B_rows_stride_slot + row * args.B_rows_stride_row + column;
+  if (token < 0) return {row < 0 ? nullptr : static_cast<const T*>(args.B_rows) + kept, to, -1};
   const T* from = static_cast<const T*>(args.B) + batch_idx * args.B_stride_batch + token * args.B_stride_token;
-  return {from + column, to, head * params.B.channels >= place.dim ? kept : nullptr};
+  return {from + column, to, row >= 0 && head * params.B.channels >= place.dim ? kept : -1};
 }
 
 template <typename T, int kState, typename TokenOf>
 __device__ __forceinline__ void stage_heads(const Mamba1Params& params, const Step& step, const StatePlace& place,
                                             const Chunk& chunk, TokenOf token_of, const Mamba1Heads& heads) {
   constexpr int kTogether = 2;  // loads under way at once
-  const int32_t items =
-      chunk.nplaces * (params.B.span + params.C.span) * (dstate_of<kState>(params.args) / 4);  // at most
+  const int32_t items = chunk.nplaces * (params.B.span + params.C.span) * (dstate_of<kState>(params.args) / 4);  // most
 #pragma unroll 1
   for (int32_t i = threadIdx.x; i < items; i += kTogether * blockDim.x) {
     HeadQuad<T> quads[kTogether];
     T v[kTogether][4];
 #pragma unroll
     for (int32_t k = 0; k < kTogether; ++k) {
-      quads[k] = head_quad<T, kState>(params, step, place, chunk, token_of, heads, i + k * blockDim.x);
+      quads[k] = head_quad<T, kState>(params, step, place, chunk, token_of, i + k * blockDim.x);
       if (quads[k].from != nullptr) load_quad(quads[k].from, v[k]);
     }
 #pragma unroll
     for (int32_t k = 0; k < kTogether; ++k) {
       if (quads[k].from == nullptr) continue;
-      if (quads[k].kept != nullptr) store_quad(quads[k].kept, v[k]);
+      if (quads[k].kept >= 0) store_quad(static_cast<T*>(params.args.B_rows) + quads[k].kept, v[k]);
       float wide[4];
       for (int32_t j = 0; j < 4; ++j) wide[j] = to_float(v[k][j]);
       uint4 bits;
       memcpy(&bits, wide, sizeof(bits));
-      *reinterpret_cast<uint4*>(quads[k].to) = bits;
+      *reinterpret_cast<uint4*>(heads.B + quads[k].to) = bits;
     }
   }
 }
