@@ -72,7 +72,7 @@ def test_names_and_shapes_are_those_of_the_released_mamba_in_llama(name):
     assert families.foreign_shapes(preset_config(name)) == expected
 
 
-# What the hub's pages (Falcon, Bamba, Zephyr, Llama) or the names say.
+# In units of 1e9: 7.27 and 9.78 as published with Falcon-Mamba and Bamba, the others as commonly quoted or named.
 PUBLISHED = {
     "mamba-130m": "0.13",
     "mamba-790m": "0.79",

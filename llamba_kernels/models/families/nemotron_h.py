@@ -1,6 +1,6 @@
 """NVIDIA's hybrid (Nemotron-H): a layer is Mamba-2, or attention without positions, or an MLP without gate.
 
-Step sizes are clipped by time_step_limit alone, as in NVIDIA's own code, so that there is nothing to clip; transformers
+Step sizes are clipped by time_step_limit alone (as we understand NVIDIA's own code), so that nothing is; transformers
 5.23 also raises them to time_step_min, over whole sequences but not when it decodes.
 """
 
